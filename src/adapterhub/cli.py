@@ -1,0 +1,112 @@
+"""The command line: finds the command, runs it, and turns every error into a message and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from adapterhub.errors import AdapterHubError
+from adapterhub.version import __version__
+
+# name -> module that defines it: only the command in use is imported
+COMMANDS = {
+    "plan": "adapterhub.commands.training",
+    "train": "adapterhub.commands.training",
+    "eval": "adapterhub.commands.evidence",
+    "card": "adapterhub.commands.evidence",
+    "keygen": "adapterhub.commands.signing",
+    "sign": "adapterhub.commands.signing",
+    "verify": "adapterhub.commands.signing",
+    "inspect": "adapterhub.commands.releases",
+    "merge": "adapterhub.commands.releases",
+    "push": "adapterhub.commands.sync",
+    "pull": "adapterhub.commands.sync",
+    "hub": "adapterhub.commands.server",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command's module only when that command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        attribute = f"{cmd_name}_command"
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="adapterhub")
+def cli() -> None:
+    """Train QLoRA adapters on one GPU; sign, version, publish, pull, load and merge them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code (the table is in ``adapterhub.errors``).
+
+    Data goes to stdout, words to stderr. An interrupt exits 130. Set ``ADAPTERHUB_TRACEBACK=1`` to see where an
+    error came from.
+    """
+    try:
+        cli.main(args=None if argv is None else list(argv), prog_name="adapterhub", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as usage:
+        usage.show()
+        return usage.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", "run the same command again; `train` goes on with --resume", 130)
+    except BrokenPipeError:
+        # The reader of our stdout went away (`adapterhub … | head`): not our error, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except AdapterHubError as err:
+        _traceback_if_asked()
+        return _fail(err.what, err.fix, err.exit_code)
+    except OSError as err:
+        _traceback_if_asked()
+        return _fail(*_explain_os_error(err), 1)
+    except Exception as err:
+        _traceback_if_asked()
+        what = f"internal error, {type(err).__name__}: {err}"
+        return _fail(what, "please report it with what ADAPTERHUB_TRACEBACK=1 prints", 70)
+    return 0
+
+
+def _fail(what: str, fix: str, exit_code: int) -> int:
+    click.echo(f"error: {what}", err=True)
+    click.echo(f"fix: {fix}", err=True)
+    return exit_code
+
+
+def _traceback_if_asked() -> None:
+    if os.environ.get("ADAPTERHUB_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _explain_os_error(err: OSError) -> tuple[str, str]:
+    """What happened and what to do, for the operating system's own errors."""
+    where = f"{err.filename}: " if err.filename else ""
+    what = f"{where}{err.strerror or err}"
+    fixes = {
+        errno.ENOSPC: "free some space on that disk and run the same command again; nothing half-written was kept",
+        errno.EDQUOT: "free some of your quota on that disk and run the same command again",
+        errno.EACCES: "check who owns it and its permissions (ls -l)",
+        errno.EPERM: "check who owns it and its permissions (ls -l)",
+        errno.EROFS: "write to a file system that is not read-only",
+        errno.ENOENT: "check the path",
+        errno.EADDRINUSE: "another program listens there: stop it or choose another --port",
+    }
+    return what, fixes.get(err.errno or 0, "see the message above; ADAPTERHUB_TRACEBACK=1 shows where it came from")

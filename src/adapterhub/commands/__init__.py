@@ -1,0 +1,1 @@
+"""The commands, a file per noun. Each parses, calls one function, prints; heavy imports sit inside them."""

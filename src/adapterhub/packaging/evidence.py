@@ -1,0 +1,152 @@
+"""The files under evidence/: what was measured, typed, so that cards print nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from adapterhub.errors import ManifestError
+from adapterhub.packaging.manifest import DatasetLock, Frozen, Hardware, Sha256
+
+LEDGER = "evidence/ledger.json"
+CURVE = "evidence/curve.json"
+SCORES = "evidence/scores.json"
+FAILURES = "evidence/failures.jsonl"
+
+
+class LedgerPart(Frozen):
+    """One line of the memory ledger."""
+
+    name: str
+    """Like ``base codes`` or ``saved activations``."""
+    bytes: Annotated[int, Field(ge=0)]
+    formula: str
+    """How it was computed, in words a reader can check."""
+    on: Literal["device", "host"] = "device"
+
+
+class LedgerEvidence(Frozen):
+    """Memory predicted before the run beside what was measured during it."""
+
+    device: Literal["cpu", "cuda"]
+    parts: tuple[LedgerPart, ...]
+    predicted_peak_bytes: int
+    """Sum of the parts on the device."""
+    measured_peak_bytes: int | None = None
+    """CUDA: torch's peak reserved plus context; CPU: peak resident set of the process. None: not measured."""
+    measured_as: str | None = None
+    """How it was measured, in words."""
+
+
+class CurvePoint(Frozen):
+    """One optimizer step."""
+
+    step: int
+    loss: float | None = None
+    """Mean training loss in nats a token over the step's assistant tokens."""
+    eval_loss: float | None = None
+    """Held-out loss in nats a token."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    """Before clipping."""
+
+
+class CurveEvidence(Frozen):
+    """The training run, step by step."""
+
+    points: tuple[CurvePoint, ...]
+    steps: int
+    train_tokens: int
+    """Tokens that went through the model, all steps, padding left out."""
+    seconds: float
+    """Wall time of the training loop, resumed parts added up."""
+    tokens_per_second: float
+    hardware: Hardware
+
+
+class Score(Frozen):
+    """One figure for base and adapter on the same rows."""
+
+    metric: Literal["exact_match", "loss", "perplexity"]
+    unit: str
+    """``share of rows``, ``nats a token``, ``perplexity``."""
+    rows: int
+    base: float
+    adapter: float
+    base_interval: tuple[float, float] | None = None
+    """95 %; Wilson for shares."""
+    adapter_interval: tuple[float, float] | None = None
+
+
+class ScoresEvidence(Frozen):
+    """Scores of the base beside the adapter."""
+
+    adapter_sha256: Sha256
+    """Of adapter_model.safetensors that was measured."""
+    data: DatasetLock
+    decoding: dict[str, Any]
+    """Generation settings: greedy, max_new_tokens, batch size."""
+    scores: tuple[Score, ...]
+    hardware: Hardware
+    seconds: float
+
+
+class FailureCase(Frozen):
+    """One reproducible failure of the adapter."""
+
+    id: str
+    """Stable: the first 12 hex digits of the sha256 of messages and check."""
+    failure_class: str
+    """Like ``exact_match``."""
+    messages: tuple[dict[str, str], ...]
+    """The prompt, ``role`` and ``content``, without the expected answer."""
+    decoding: dict[str, Any]
+    expected: dict[str, Any]
+    """A check, not prose: ``{"type": "exact", "value": …}``."""
+    observed: str
+    """What the adapter answered."""
+    base_answer: str
+    verdict: Literal["fail"] = "fail"
+    since: str
+    """The version that first failed it."""
+
+
+EvidenceT = TypeVar("EvidenceT", bound=Frozen)
+
+
+def read_evidence(folder: Path, name: str, model: type[EvidenceT]) -> EvidenceT | None:
+    """Read one evidence file of a release folder, or None when it was not made ("not measured").
+
+    Raises ManifestError when the file is there but is not what ``model`` describes.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as err:
+        raise ManifestError(f"{path}: {err.errors()[0]['msg']}", "make the evidence again") from err
+
+
+def read_failures(folder: Path) -> tuple[FailureCase, ...] | None:
+    """The recorded failure cases of a release folder, or None when none were looked for.
+
+    Raises ManifestError naming the line that is not a failure case.
+    """
+    path = folder / FAILURES
+    if not path.is_file():
+        return None
+    cases = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            cases.append(FailureCase.model_validate_json(line))
+        except ValidationError as err:
+            raise ManifestError(f"{path}, line {number}: {err.errors()[0]['msg']}", "make the evidence again") from err
+    return tuple(cases)
+
+
+def to_json(evidence: Frozen) -> bytes:
+    """An evidence file's bytes: indented JSON with a newline at the end."""
+    return (evidence.model_dump_json(indent=2) + "\n").encode()

@@ -1,0 +1,108 @@
+"""Files written whole or not at all, and named and hashed safely."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterhub.errors import ReleaseError
+
+_MAX_PATH_CHARS = 512
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader or a crash sees the old file or the new one, never a part.
+
+    The bytes go to a temporary name in the same folder, are fsynced, and are renamed over ``path``.
+    Raises OSError (ENOSPC and the like) with ``path`` unchanged and the temporary removed.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, and is removed when not.
+
+    Every file is fsynced before the rename. Raises ReleaseError when ``target`` exists and is not an empty folder:
+    nothing is ever overwritten.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ReleaseError(f"{target} exists already", "choose another --out, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield staging
+        for path in sorted(staging.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                path.chmod(0o644)
+                _fsync(path)
+            elif path.is_dir():
+                fsync_folder(path)
+        staging.chmod(0o755)
+        fsync_folder(staging)
+        staging.replace(target)  # atomic; replaces an empty folder on POSIX
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    fsync_folder(target.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 lower-case hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_relative_path(path: str) -> str:
+    """Return ``path`` if it is a plain relative POSIX path inside a folder; raise ValueError that says why not.
+
+    Refused: absolute paths, ``..``, ``.`` and empty parts, backslashes, drive letters, control characters, over 512
+    characters. A manifest, a Hub listing and a command line all name files this way.
+    """
+    if not path or len(path) > _MAX_PATH_CHARS:
+        raise ValueError(f"a file name of {len(path)} characters (1 to {_MAX_PATH_CHARS} are allowed)")
+    if path.startswith("/") or "\\" in path or path[1:2] == ":":
+        raise ValueError(f"{path!r} is not a relative path with forward slashes")
+    if not path.isprintable():
+        raise ValueError(f"{path!r} holds control or invisible characters")
+    if any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"{path!r} has an empty, '.' or '..' part")
+    return path
+
+
+def list_files(folder: Path) -> list[str]:
+    """The relative POSIX paths of every file below ``folder``, sorted; links to files count, links to folders do not."""
+    found = []
+    for root, _dirs, names in os.walk(folder):
+        found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

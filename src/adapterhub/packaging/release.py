@@ -1,0 +1,123 @@
+"""A release folder: made whole, opened, checked file by file, and added to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from adapterhub.errors import ReleaseError, SignatureError
+from adapterhub.packaging.files import list_files, sha256_file, staged_folder, write_atomic
+from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
+
+_NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release folder and its manifest, as read when it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> Release:
+        """Open a release folder; files are not read yet (``check_files`` does).
+
+        Raises ManifestError when the folder holds no sound manifest.
+        """
+        return cls(Path(path), Manifest.read(Path(path)))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of adapterhub.json, 64 hex digits: one value that stands for every file of the release."""
+        return sha256(self.manifest.to_bytes()).hexdigest()
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether a signature file is there; says nothing of whether it holds."""
+        return (self.path / SIGNATURE_NAME).is_file()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all listed files."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    def check_files(self, only: Iterable[str] | None = None) -> None:
+        """Compare every file (or those in ``only``) with the manifest, by size, then by sha256.
+
+        Raises SignatureError for a file that is missing, changed, or in the folder without being listed.
+        """
+        listed = self.manifest.files
+        if only is None:
+            unlisted = [name for name in list_files(self.path) if name not in listed and name not in _NOT_LISTED]
+            if unlisted:
+                raise SignatureError(
+                    f"{self.path} holds what {MANIFEST_NAME} does not list: {_some(unlisted)}",
+                    "remove what does not belong to the release, or take it from its source again",
+                )
+        for name in sorted(listed if only is None else only):
+            self._check_file(name, listed[name])
+
+    def _check_file(self, name: str, entry: FileEntry) -> None:
+        path = self.path / name
+        if not path.is_file():
+            raise SignatureError(f"{path} is listed in {MANIFEST_NAME} but missing", "take the release again")
+        size = path.stat().st_size
+        if size != entry.size or sha256_file(path) != entry.sha256:
+            raise SignatureError(
+                f"{path} is not the file that {MANIFEST_NAME} lists ({entry.size} bytes, sha256 {entry.sha256[:12]}…)",
+                "it was changed or damaged: take the release from its source again",
+            )
+
+    def with_files(self, contents: Mapping[str, bytes]) -> Release:
+        """Add or replace files (evidence, cards) and rewrite the manifest, each atomically; return the new state.
+
+        The manifest is written last: a crash in between is mended by running the same command again. Raises
+        ReleaseError when the release is signed and a content differs, because that would break the signature.
+        """
+        files = dict(self.manifest.files)
+        changed = {}
+        for name, data in contents.items():
+            entry = FileEntry(sha256=sha256(data).hexdigest(), size=len(data))
+            if files.get(name) != entry or not (self.path / name).is_file():
+                changed[name] = data
+            files[name] = entry
+        manifest = self.manifest.model_copy(update={"files": files})
+        manifest = Manifest.from_bytes(manifest.to_bytes())  # validates the new names
+        if changed and self.is_signed:
+            raise ReleaseError(
+                f"{self.path} is signed, and this would change {_some(sorted(changed))}",
+                f"remove {SIGNATURE_NAME}, do it again, and sign again",
+            )
+        for name, data in changed.items():
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, data)
+        if manifest != self.manifest:
+            write_atomic(self.path / MANIFEST_NAME, manifest.to_bytes())
+        return Release(self.path, manifest)
+
+
+@contextmanager
+def new_release(path: Path, draft: Manifest) -> Iterator[Path]:
+    """Make a release at ``path``: fill the yielded folder; when the block ends well it is hashed, sealed and renamed.
+
+    ``draft`` is the manifest without its files. When the block fails, nothing is left behind. Raises ReleaseError when
+    ``path`` exists and is not an empty folder.
+    """
+    with staged_folder(path) as staging:
+        yield staging
+        files = {
+            name: FileEntry(sha256=sha256_file(staging / name), size=(staging / name).stat().st_size)
+            for name in list_files(staging)
+        }
+        manifest = Manifest.from_bytes(draft.model_copy(update={"files": files}).to_bytes())
+        (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+
+
+def _some(names: list[str]) -> str:
+    """At most three names in words."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
