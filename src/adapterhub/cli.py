@@ -15,7 +15,7 @@ from adapterhub.version import __version__
 
 # name -> module that defines it: only the command in use is imported
 COMMANDS = {
-    "plan": "adapterhub.commands.training",
+    "plan": "adapterhub.commands.planning",
     "train": "adapterhub.commands.training",
     "eval": "adapterhub.commands.evidence",
     "card": "adapterhub.commands.evidence",
