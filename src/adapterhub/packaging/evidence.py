@@ -76,8 +76,10 @@ class Score(Frozen):
     base: float
     adapter: float
     base_interval: tuple[float, float] | None = None
-    """95 %; Wilson for shares."""
+    """95 %; Wilson for shares, rows as clusters for a loss."""
     adapter_interval: tuple[float, float] | None = None
+    tokens: int | None = None
+    """Assistant tokens that a loss is the mean over."""
 
 
 class ScoresEvidence(Frozen):
@@ -89,8 +91,13 @@ class ScoresEvidence(Frozen):
     decoding: dict[str, Any]
     """Generation settings: greedy, max_new_tokens, batch size."""
     scores: tuple[Score, ...]
+    left_out: Annotated[int, Field(ge=0)] = 0
+    """Rows not measured because prompt and reference do not fit the base's context."""
+    tools: dict[str, str] = {}
+    """Package name to version, of what generated and scored."""
     hardware: Hardware
     seconds: float
+    """Wall time of generating and scoring, without loading."""
 
 
 class FailureCase(Frozen):
@@ -99,7 +106,7 @@ class FailureCase(Frozen):
     id: str
     """Stable: the first 12 hex digits of the sha256 of messages and check."""
     failure_class: str
-    """Like ``exact_match``."""
+    """What kind of failure, like ``wrong_answer`` (``adapterhub.cards.failures`` lists them)."""
     messages: tuple[dict[str, str], ...]
     """The prompt, ``role`` and ``content``, without the expected answer."""
     decoding: dict[str, Any]
