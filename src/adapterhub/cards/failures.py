@@ -1,0 +1,117 @@
+"""Failure cases: what the adapter got wrong, recorded so that anyone can run it again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from hashlib import sha256
+from typing import Any
+
+from adapterhub.cards.generation import Answer
+from adapterhub.cards.questions import Question
+from adapterhub.cards.scores import is_exact
+from adapterhub.packaging.evidence import FailureCase
+
+EMPTY_ANSWER = "empty_answer"
+DOES_NOT_STOP = "does_not_stop"
+FORMATTING = "formatting"
+WRONG_ANSWER = "wrong_answer"
+CLASSES = {
+    EMPTY_ANSWER: "The adapter answered nothing.",
+    DOES_NOT_STOP: "The answer ran into the token limit without an end.",
+    FORMATTING: "JSON was expected, and the answer is not JSON.",
+    WRONG_ANSWER: "The answer has the right form and the wrong content.",
+}
+
+# Similarity is quadratic in the texts' length; this is ample to rank by.
+_COMPARED_CHARS = 2000
+
+
+def find_failures(
+    questions: Sequence[Question],
+    adapter: Sequence[Answer],
+    base: Sequence[Answer],
+    *,
+    decoding: dict[str, Any],
+    version: str,
+    since: Mapping[str, str],
+) -> tuple[FailureCase, ...]:
+    """Every question that the adapter does not answer exactly, in the rows' order, with the base's answer.
+
+    ``since`` maps the id of a case known before to the version that first failed it; new ones get
+    ``version``. The same question with the same reference is one case, however many rows hold it.
+    """
+    cases: dict[str, FailureCase] = {}
+    for question, answer, base_answer in zip(questions, adapter, base, strict=True):
+        if is_exact(answer.text, question.reference):
+            continue
+        expected = {"type": "exact", "value": question.reference.strip()}
+        case_id = failure_id(question.messages, expected)
+        cases[case_id] = FailureCase(
+            id=case_id,
+            failure_class=classify(answer, question.reference),
+            messages=question.messages,
+            decoding=decoding,
+            expected=expected,
+            observed=answer.text,
+            base_answer=base_answer.text,
+            since=since.get(case_id, version),
+        )
+    return tuple(cases.values())
+
+
+def failure_id(messages: Sequence[Mapping[str, str]], expected: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the sha256 of messages and check, as compact JSON with sorted keys, UTF-8."""
+    content = {"messages": [dict(message) for message in messages], "expected": dict(expected)}
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def classify(answer: Answer, reference: str) -> str:
+    """The class of a wrong answer, one of ``CLASSES``; the first that applies."""
+    if not answer.text.strip():
+        return EMPTY_ANSWER
+    if not answer.finished:
+        return DOES_NOT_STOP
+    if _is_structured(reference) and not _is_structured(answer.text):
+        return FORMATTING
+    return WRONG_ANSWER
+
+
+def count_classes(cases: Sequence[FailureCase]) -> dict[str, int]:
+    """How many cases each class has, most frequent first, then by name."""
+    counts = Counter(case.failure_class for case in cases)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def is_regression(case: FailureCase) -> bool:
+    """Whether the base answers right what the adapter fails."""
+    return case.expected.get("type") == "exact" and is_exact(
+        case.base_answer, str(case.expected.get("value"))
+    )
+
+
+def worst_first(cases: Sequence[FailureCase]) -> list[FailureCase]:
+    """Cases that the base gets right first, then by how little the answer is like the expected one."""
+    return sorted(cases, key=lambda case: (not is_regression(case), _similarity(case), case.id))
+
+
+def to_jsonl(cases: Sequence[FailureCase]) -> bytes:
+    """failures.jsonl's bytes: one case a line, UTF-8; no bytes at all when nothing failed."""
+    return "".join(case.model_dump_json() + "\n" for case in cases).encode()
+
+
+def _similarity(case: FailureCase) -> float:
+    """difflib's ratio of expected and observed text, 0 to 1."""
+    expected = str(case.expected.get("value", ""))[:_COMPARED_CHARS]
+    return SequenceMatcher(None, expected, case.observed.strip()[:_COMPARED_CHARS], autojunk=False).ratio()
+
+
+def _is_structured(text: str) -> bool:
+    """Whether ``text`` is a JSON object or list."""
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

@@ -1,0 +1,136 @@
+"""Greedy answers to many questions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cards.questions import Question
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+Report = Callable[[int, int], None]
+"""Called with the rows done and the rows in all."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated; always greedy, so that a rerun gives the same."""
+
+    max_new_tokens: int
+    """Tokens an answer may take, its end token included."""
+    batch_size: int
+    """Questions at once."""
+    end_tokens: tuple[int, ...]
+    """Token ids that end an answer."""
+    context: int | None = None
+    """Tokens the model can hold; None when it sets no limit."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one question."""
+
+    text: str
+    """Decoded up to the end token; special tokens inside it are kept visible."""
+    finished: bool
+    """Whether it ended by itself, rather than at the token limit."""
+
+
+def generate_answers(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    report: Report,
+) -> list[Answer]:
+    """The model's greedy answer to each question, in the questions' order.
+
+    Prompts are batched by length with left padding, in an order that depends on the questions alone. In
+    bf16 an answer can still depend on its batch mates' lengths through rounding, so the batch size belongs
+    to the result.
+    """
+    answers: list[Answer | None] = [None] * len(questions)
+    done = 0
+    with _plain_greedy(model, decoding):
+        for batch in batches(questions, decoding):
+            prompts = [questions[index].prompt_ids for index in batch]
+            for index, tokens in zip(batch, _continue(model, prompts, decoding), strict=True):
+                answers[index] = _read(tokenizer, tokens, decoding.end_tokens)
+            done += len(batch)
+            report(done, len(questions))
+    return [answer for answer in answers if answer is not None]
+
+
+def batches(questions: Sequence[Question], decoding: Decoding) -> list[list[int]]:
+    """Indices of ``questions`` in batches, longest prompts first (what does not fit in memory shows at once).
+
+    A batch may generate up to the context less its longest prompt; a question whose reference would then
+    be cut starts a new batch.
+    """
+    order = sorted(range(len(questions)), key=lambda index: (-len(questions[index].prompt_ids), index))
+    result: list[list[int]] = []
+    for index in order:
+        needed = min(questions[index].reference_tokens, decoding.max_new_tokens)
+        if (
+            result
+            and len(result[-1]) < decoding.batch_size
+            and needed <= _room(questions, result[-1], decoding)
+        ):
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
+
+
+def _room(questions: Sequence[Question], batch: Sequence[int], decoding: Decoding) -> int:
+    """New tokens the batch may take; its first question has the longest prompt."""
+    if decoding.context is None:
+        return decoding.max_new_tokens
+    return min(decoding.max_new_tokens, decoding.context - len(questions[batch[0]].prompt_ids))
+
+
+def _continue(model: PeftModel, prompts: Sequence[list[int]], decoding: Decoding) -> list[list[int]]:
+    """New tokens after each prompt, up to the batch's end: what follows a row's end token is padding."""
+    import torch
+
+    width = max(len(prompt) for prompt in prompts)
+    filler = decoding.end_tokens[0]
+    ids = [[filler] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    room = decoding.max_new_tokens if decoding.context is None else decoding.context - width
+    with torch.inference_mode():
+        output: torch.Tensor = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=min(decoding.max_new_tokens, room),
+        )
+    new_tokens: list[list[int]] = output[:, width:].tolist()
+    return new_tokens
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], end_tokens: Sequence[int]) -> Answer:
+    end = next((at for at, token in enumerate(tokens) if token in end_tokens), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return Answer(str(text), finished=end is not None)
+
+
+@contextmanager
+def _plain_greedy(model: PeftModel, decoding: Decoding) -> Iterator[None]:
+    """Generate greedily and nothing else: the base's own settings (sampling, penalties) stand aside."""
+    from transformers import GenerationConfig
+
+    inner: Any = model.get_base_model()
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=list(decoding.end_tokens), pad_token_id=decoding.end_tokens[0]
+    )
+    try:
+        yield
+    finally:
+        inner.generation_config = before
