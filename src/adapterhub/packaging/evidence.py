@@ -93,7 +93,7 @@ class ScoresEvidence(Frozen):
     scores: tuple[Score, ...]
     left_out: Annotated[int, Field(ge=0)] = 0
     """Rows not measured because prompt and reference do not fit the base's context."""
-    tools: dict[str, str] = {}
+    tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version, of what generated and scored."""
     hardware: Hardware
     seconds: float
