@@ -82,6 +82,15 @@ class Score(Frozen):
     """Assistant tokens that a loss is the mean over."""
 
 
+class Example(Frozen):
+    """One question that the adapter answers exactly."""
+
+    messages: tuple[dict[str, str], ...]
+    """The prompt, ``role`` and ``content``."""
+    answer: str
+    """What the adapter answered, as generated."""
+
+
 class ScoresEvidence(Frozen):
     """Scores of the base beside the adapter."""
 
@@ -91,6 +100,8 @@ class ScoresEvidence(Frozen):
     decoding: dict[str, Any]
     """Generation settings: greedy, max_new_tokens, batch size."""
     scores: tuple[Score, ...]
+    example: Example | None = None
+    """Of the questions answered exactly, the one with the shortest prompt; None when there is none."""
     left_out: Annotated[int, Field(ge=0)] = 0
     """Rows not measured because prompt and reference do not fit the base's context."""
     tools: dict[str, str] = Field(default_factory=dict)
@@ -146,7 +157,8 @@ def read_failures(folder: Path) -> tuple[FailureCase, ...] | None:
     if not path.is_file():
         return None
     cases = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Bytes split at line feeds only; text would also split at U+2028 and the like, which answers may hold.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             cases.append(FailureCase.model_validate_json(line))
         except ValidationError as err:
