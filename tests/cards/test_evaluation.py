@@ -191,6 +191,8 @@ def test_evaluate_puts_base_beside_adapter(
     assert (exact.metric, exact.rows, exact.base, exact.adapter) == ("exact_match", 5, 0.0, 0.2)
     assert exact.adapter_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)
     assert loss.base != loss.adapter
+    assert result.scores.example is not None
+    assert (result.scores.example.messages, result.scores.example.answer) == (known.messages, said[0].text)
     assert len(result.failures) == 4
     assert result.failures[0].base_answer == base_said[1].text
     classes = {case.messages[0]["content"]: case.failure_class for case in result.failures}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from adapterhub.cards.failures import (
 )
 from adapterhub.cards.generation import Answer
 from adapterhub.cards.questions import Question
-from adapterhub.packaging.evidence import FailureCase
+from adapterhub.packaging.evidence import FAILURES, FailureCase, read_failures
 
 
 def question(prompt: str, reference: str) -> Question:
@@ -96,3 +97,10 @@ def test_counts_and_lines() -> None:
     lines = to_jsonl(cases).decode().splitlines()
     assert [json.loads(line)["observed"] for line in lines] == ["", "x\ny", "z"]
     assert to_jsonl(()) == b""
+
+
+def test_cases_read_back_whatever_the_answer_holds(tmp_path: Path) -> None:
+    cases = find([question("a", "1")], ["line\u2028separator \x85 \x0b \r\n end"], ["\x00"])
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / FAILURES).write_bytes(to_jsonl(cases))
+    assert read_failures(tmp_path) == cases

@@ -14,9 +14,9 @@ from adapterhub.cards.failures import find_failures
 from adapterhub.cards.generation import Answer, Decoding, generate_answers
 from adapterhub.cards.losses import RowLoss, measure_losses
 from adapterhub.cards.questions import Question
-from adapterhub.cards.scores import score_exact_match, score_loss
+from adapterhub.cards.scores import is_exact, score_exact_match, score_loss
 from adapterhub.errors import TrainingError
-from adapterhub.packaging.evidence import FailureCase, ScoresEvidence
+from adapterhub.packaging.evidence import Example, FailureCase, ScoresEvidence
 from adapterhub.packaging.manifest import DatasetLock, Hardware, Sha256
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def evaluate(
         data=subject.data,
         decoding=settings,
         scores=(score_exact_match(questions, base, adapter), score_loss(base_losses, adapter_losses)),
+        example=_find_example(questions, adapter),
         left_out=subject.left_out,
         tools=subject.tools,
         hardware=subject.hardware,
@@ -119,6 +120,19 @@ def _measure_side(
                 "the weights are damaged or overflow: verify the release and its base",
             )
     return answers, losses
+
+
+def _find_example(questions: Sequence[Question], answers: Sequence[Answer]) -> Example | None:
+    """Of what is answered exactly, the question with the shortest prompt; the first of those."""
+    right = [
+        (question, answer)
+        for question, answer in zip(questions, answers, strict=True)
+        if is_exact(answer.text, question.reference)
+    ]
+    if not right:
+        return None
+    question, answer = min(right, key=lambda pair: len(pair[0].prompt_ids))
+    return Example(messages=question.messages, answer=answer.text)
 
 
 def _describe(tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> dict[str, Any]:
