@@ -102,6 +102,8 @@ class ScoresEvidence(Frozen):
     scores: tuple[Score, ...]
     example: Example | None = None
     """Of the questions answered exactly, the one with the shortest prompt; None when there is none."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only this many rows were taken, from the top; None: all."""
     left_out: Annotated[int, Field(ge=0)] = 0
     """Rows not measured because prompt and reference do not fit the base's context."""
     tools: dict[str, str] = Field(default_factory=dict)
