@@ -37,6 +37,8 @@ class Subject:
     """The release's version."""
     data: DatasetLock
     """The rows that are asked."""
+    limit: int | None
+    """How many rows were taken from the top of the data; None: all."""
     left_out: int
     """Rows that did not fit the context."""
     tools: dict[str, str]
@@ -78,6 +80,7 @@ def evaluate(
         decoding=settings,
         scores=(score_exact_match(questions, base, adapter), score_loss(base_losses, adapter_losses)),
         example=_find_example(questions, adapter),
+        limit=subject.limit,
         left_out=subject.left_out,
         tools=subject.tools,
         hardware=subject.hardware,

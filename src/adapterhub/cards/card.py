@@ -1,0 +1,199 @@
+"""The model of a card: what a release's manifest and evidence say, checked and put together, nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapterhub.cards.failures import count_classes, is_regression, worst_first
+from adapterhub.errors import ManifestError, ReleaseError
+from adapterhub.packaging.evidence import (
+    CURVE,
+    FAILURES,
+    LEDGER,
+    SCORES,
+    CurveEvidence,
+    CurvePoint,
+    FailureCase,
+    LedgerEvidence,
+    Score,
+    ScoresEvidence,
+    read_evidence,
+    read_failures,
+)
+from adapterhub.packaging.manifest import BaseLock, DatasetLock, Manifest
+from adapterhub.packaging.release import Release
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WORST_SHOWN = 3
+_CURVE_ROWS = 10
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
+
+
+class AdapterFacts(BaseModel):
+    """What adapter_config.json says of the adapter's shape; PEFT's names."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    r: int = Field(ge=1)
+    """Rank."""
+    lora_alpha: float
+    """The update is scaled by alpha / rank."""
+    target_modules: frozenset[str] | str | None = None
+    """Names of the layers that have an adapter."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything a card prints. A part that is None was not measured, or not recorded."""
+
+    manifest: Manifest
+    adapter: AdapterFacts | None
+    scores: ScoresEvidence | None
+    curve: CurveEvidence | None
+    ledger: LedgerEvidence | None
+    failures: tuple[FailureCase, ...] | None
+
+    @property
+    def base(self) -> BaseLock:
+        """The base model; ``read_card`` refuses releases without one."""
+        assert self.manifest.base is not None
+        return self.manifest.base
+
+    @property
+    def folder(self) -> str:
+        """How commands and snippets name the release's folder."""
+        return f"./{self.manifest.name}"
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the release's weight files."""
+        return sum(e.size for name, e in self.manifest.files.items() if name.endswith(".safetensors"))
+
+    @property
+    def target_modules(self) -> list[str]:
+        """Names of the adapted modules, sorted; of full paths the last part, which is the same in every layer."""
+        targets = self.adapter.target_modules if self.adapter else None
+        if isinstance(targets, str):
+            return [targets]
+        return sorted({target.rpartition(".")[2] for target in targets or ()})
+
+    @property
+    def base_on_hub(self) -> str | None:
+        """The base's Hub name; None when it has none."""
+        return self.base.name if is_hub_name(self.base.name) else None
+
+    def rows(self, split: str) -> list[DatasetLock]:
+        """The data sets of one split, ``train`` or ``test``."""
+        return [data for data in self.manifest.datasets if data.split == split]
+
+    def score(self, metric: str) -> Score | None:
+        """The score of one metric, or None when it was not measured."""
+        return next((s for s in self.scores.scores if s.metric == metric), None) if self.scores else None
+
+    @property
+    def measured_on_training_rows(self) -> bool:
+        """Whether the scored rows are, row for row, those that were trained on."""
+        trained = {data.sha256 for data in self.rows("train")}
+        return self.scores is not None and self.scores.data.sha256 in trained
+
+    @property
+    def failure_classes(self) -> dict[str, int]:
+        """How many recorded cases each class has, most frequent first."""
+        return count_classes(self.failures or ())
+
+    @property
+    def regressions(self) -> int:
+        """Recorded cases that the base answers right."""
+        return sum(is_regression(case) for case in self.failures or ())
+
+    @property
+    def worst(self) -> list[FailureCase]:
+        """The cases that are shown whole."""
+        return worst_first(self.failures or ())[:WORST_SHOWN]
+
+    @property
+    def curve_rows(self) -> list[CurvePoint]:
+        """The points of the curve that a table shows: first, last, held-out losses, or evenly spread ones."""
+        return thin_out(self.curve.points, _CURVE_ROWS) if self.curve else []
+
+
+def read_card(release: Release) -> Card:
+    """Put a card together from a release's manifest and the evidence that it lists.
+
+    Raises SignatureError for a listed file that is missing or changed, ManifestError for a malformed one, and
+    ReleaseError for evidence that is not listed or was measured on another adapter, and for data sets.
+    """
+    manifest = release.manifest
+    if manifest.base is None:
+        raise ReleaseError(
+            f"{release.path} is a {manifest.kind} release without a base model",
+            "name a release of an adapter or a model; cards are made for those",
+        )
+    _check_sources(release)
+    card = Card(
+        manifest=manifest,
+        adapter=_read_adapter(release.path),
+        scores=read_evidence(release.path, SCORES, ScoresEvidence),
+        curve=read_evidence(release.path, CURVE, CurveEvidence),
+        ledger=read_evidence(release.path, LEDGER, LedgerEvidence),
+        failures=read_failures(release.path),
+    )
+    _check_scores(release, card.scores)
+    return card
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether ``name`` is ``owner/name`` by the Hub's rules."""
+    return bool(_HUB_NAME.match(name)) and "--" not in name and ".." not in name
+
+
+def thin_out(points: Sequence[CurvePoint], limit: int) -> list[CurvePoint]:
+    """At most ``limit`` (3 or more) of ``points``: first, last, and those with held-out losses between."""
+    if len(points) <= limit:
+        return list(points)
+    inner = points[1:-1]
+    wanted = [point for point in inner if point.eval_loss is not None] or list(inner)
+    stride = math.ceil(len(wanted) / (limit - 2))
+    return [points[0], *wanted[stride - 1 :: stride], points[-1]]
+
+
+def _check_sources(release: Release) -> None:
+    """Every file a card reads must be the one the manifest lists."""
+    sources = [ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES]
+    present = [name for name in sources if name in release.manifest.files or (release.path / name).exists()]
+    unlisted = [name for name in present if name not in release.manifest.files]
+    if unlisted:
+        raise ReleaseError(
+            f"{release.path / unlisted[0]} is not listed in the release's manifest",
+            "make that evidence again with `adapterhub eval`, or remove the file",
+        )
+    release.check_files(present)
+
+
+def _check_scores(release: Release, scores: ScoresEvidence | None) -> None:
+    weights = release.manifest.files.get(ADAPTER_WEIGHTS)
+    if scores is None or weights is None or scores.adapter_sha256 == weights.sha256:
+        return
+    raise ReleaseError(
+        f"{release.path / SCORES} was measured on another adapter (sha256 {scores.adapter_sha256[:12]}…, "
+        f"this one is {weights.sha256[:12]}…)",
+        "measure this one: adapterhub eval RELEASE --data FILE.jsonl",
+    )
+
+
+def _read_adapter(folder: Path) -> AdapterFacts | None:
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return AdapterFacts.model_validate_json(path.read_bytes())
+    except ValidationError as err:
+        key = ".".join(str(part) for part in err.errors()[0]["loc"])
+        raise ManifestError(f"{path}: {key}: {err.errors()[0]['msg']}", "take the release again") from err

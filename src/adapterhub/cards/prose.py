@@ -1,0 +1,168 @@
+"""The card's sentences, each built from facts of the release; renderers escape them."""
+
+from __future__ import annotations
+
+from adapterhub.cards.card import Card
+from adapterhub.cards.formats import (
+    hardware_in_words,
+    in_bytes,
+    in_figures,
+    in_percent,
+    in_time,
+    interval_of,
+    quantization_in_words,
+)
+from adapterhub.packaging.manifest import DatasetLock
+
+
+def summarize(card: Card) -> str:
+    """What the release is, in one paragraph: task, base, size, rank, rows, run."""
+    return " ".join([*_what_it_is(card), *_how_it_was_made(card)])
+
+
+def headline(card: Card) -> str | None:
+    """The result in one sentence, or None when exact match was not measured."""
+    score = card.score("exact_match")
+    if score is None or card.scores is None:
+        return None
+    return (
+        f"Of {score.rows:,} rows of {card.scores.data.source}, the adapter answers "
+        f"{in_percent(score.adapter)} exactly as expected (95 % interval "
+        f"{interval_of(score, score.adapter_interval)}), the base {in_percent(score.base)} "
+        f"({interval_of(score, score.base_interval)})."
+    )
+
+
+def describe_failures(card: Card) -> str:
+    """How many failure cases are known, and how many of them the base gets right."""
+    if card.failures is None:
+        return "Failure cases: not measured."
+    if not card.failures:
+        rows = f"{card.scores.data.rows:,} rows" if card.scores else "the rows"
+        return f"None among {rows} that were asked. That is no claim about other questions."
+    count = len(card.failures)
+    found = f"{count:,} recorded {'case' if count == 1 else 'cases'}"
+    if card.scores:
+        found += f" from {card.scores.data.rows:,} rows"
+    regressed = card.regressions
+    base = (
+        f"the base answers {regressed:,} of them right"
+        if regressed
+        else "the base answers none of them right"
+    )
+    return f"{found}; {base}."
+
+
+def limits(card: Card) -> list[str]:
+    """What the figures do not cover, and what was not measured."""
+    found = []
+    if card.scores is None:
+        found.append("Base beside adapter: not measured.")
+    else:
+        found += _score_limits(card)
+    if card.curve is None:
+        found.append("Training curve: not measured.")
+    if card.ledger is None:
+        found.append("Memory: not measured.")
+    elif card.ledger.measured_peak_bytes is None:
+        found.append("Peak memory: not measured; the ledger is a prediction.")
+    if card.manifest.kind == "adapter":
+        found.append(
+            f"The adapter belongs to one base, {card.base.name} with base digest {card.base.digest[:12]}…; "
+            "on any other its behaviour was not measured."
+        )
+    if card.manifest.licence is None:
+        found.append("Its author states no licence.")
+    return found
+
+
+def _what_it_is(card: Card) -> list[str]:
+    manifest, base = card.manifest, card.base
+    held = f" held in {quantization_in_words(base.quantization)}"
+    kinds = {
+        "adapter": f"is a LoRA adapter for {base.name}{held}.",
+        "merged": f"is {base.name} with an adapter merged into its weights.",
+        "quantized": f"is {base.name} with an adapter merged into its weights,{held}.",
+    }
+    sentences = [f"{manifest.name} {manifest.version} {kinds[manifest.kind]}"]
+    if manifest.task:
+        sentences.append(f"Its task: {_as_sentence(manifest.task)}")
+    size = in_bytes(card.weights_bytes)
+    if card.adapter and card.target_modules:
+        shape = f"rank {card.adapter.r} and alpha {card.adapter.lora_alpha:g}"
+        sentences.append(f"It has {shape} on {_listed(card.target_modules)}, and its weights take {size}.")
+    else:
+        sentences.append(f"Its weights take {size}.")
+    return sentences
+
+
+def _how_it_was_made(card: Card) -> list[str]:
+    sentences = []
+    trained = card.rows("train")
+    if trained:
+        sentences.append(f"It was trained on {_listed([_rows_in_words(data) for data in trained])}.")
+    curve = card.curve
+    if curve:
+        sentences.append(
+            f"The run took {curve.steps:,} optimizer steps over {curve.train_tokens:,} tokens, "
+            f"{in_time(curve.seconds)} on {hardware_in_words(curve.hardware)}."
+        )
+    return sentences
+
+
+def _score_limits(card: Card) -> list[str]:
+    assert card.scores is not None
+    scores = card.scores
+    found = []
+    if card.measured_on_training_rows:
+        found.append("The scored rows are the training rows: the scores say nothing about unseen ones.")
+    else:
+        found.append(
+            f"Scores come from {scores.data.rows:,} rows of {scores.data.source}; "
+            "questions of another kind, other languages and general abilities: not measured."
+        )
+    held = quantization_in_words(card.base.quantization)
+    found.append(
+        f"Base and adapter were both measured on the base in {held}; in other precisions: not measured."
+    )
+    found.append("Answers were generated greedily; with sampling: not measured.")
+    if scores.left_out:
+        found.append(f"{scores.left_out:,} rows were left out: prompt and answer exceed the context.")
+    return found
+
+
+def _rows_in_words(data: DatasetLock) -> str:
+    return f"{data.rows:,} rows of {data.source}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _as_sentence(text: str) -> str:
+    return text if text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}."
+
+
+def describe_run(card: Card) -> str | None:
+    """What the curve shows, in words: also the picture's text alternative. None without a curve."""
+    if card.curve is None or not card.curve.points:
+        return None
+    losses = [point for point in card.curve.points if point.loss is not None]
+    held_out = [point for point in card.curve.points if point.eval_loss is not None]
+    parts = []
+    if losses:
+        first, last = losses[0], losses[-1]
+        parts.append(
+            f"Training loss went from {in_figures(first.loss)} at step {first.step} "
+            f"to {in_figures(last.loss)} at step {last.step}"
+        )
+    if held_out:
+        first, last = held_out[0], held_out[-1]
+        best = min(held_out, key=lambda point: point.eval_loss or 0.0)
+        parts.append(
+            f"held-out loss from {in_figures(first.eval_loss)} at step {first.step} "
+            f"to {in_figures(last.eval_loss)} at step {last.step}"
+            f" (lowest {in_figures(best.eval_loss)} at step {best.step})"
+        )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}, in nats a token." if parts else None

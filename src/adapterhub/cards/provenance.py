@@ -1,0 +1,89 @@
+"""Where a release comes from, as named facts, and the commands that check it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from shlex import quote
+
+from adapterhub.cards.card import ADAPTER_WEIGHTS, Card
+from adapterhub.cards.escaping import one_line
+from adapterhub.cards.formats import hardware_in_words, in_days, quantization_in_full
+from adapterhub.packaging.manifest import DatasetLock
+
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the provenance table."""
+
+    name: str
+    value: str
+    is_code: bool = False
+    """Whether the value is a digest or another identifier."""
+
+
+def list_facts(card: Card) -> list[Fact]:
+    """The provenance table of a release, top to bottom."""
+    manifest, base = card.manifest, card.base
+    weights = manifest.files.get(ADAPTER_WEIGHTS)
+    facts = [
+        Fact("version", manifest.version),
+        Fact("created", in_days(manifest.created)),
+        Fact("licence", manifest.licence or "not stated"),
+        Fact("base model", base.name),
+        Fact("base commit", base.revision or "none: read from a folder", is_code=base.revision is not None),
+        Fact("base digest", base.digest, is_code=True),
+        Fact("base held as", quantization_in_full(base.quantization)),
+    ]
+    if weights:
+        facts.append(Fact("adapter sha256", weights.sha256, is_code=True))
+    for data in manifest.datasets:
+        facts += _describe_data(data)
+    if not manifest.datasets:
+        facts.append(Fact("data", NOT_RECORDED))
+    if manifest.parent:
+        facts.append(Fact("made from", manifest.parent.ref))
+        facts.append(Fact("its manifest's sha256", manifest.parent.manifest_sha256, is_code=True))
+    facts.append(
+        Fact("hardware", hardware_in_words(manifest.hardware) if manifest.hardware else NOT_RECORDED)
+    )
+    tools = ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
+    facts.append(Fact("made with", tools or NOT_RECORDED))
+    if card.scores and card.scores.tools:
+        measured = ", ".join(f"{name} {version}" for name, version in sorted(card.scores.tools.items()))
+        facts.append(Fact("measured with", measured))
+    return facts
+
+
+def commands_to_verify(card: Card) -> str:
+    """Two ways to check the signature: ours, and OpenSSF's own tool."""
+    return (
+        f"adapterhub verify {card.folder} --key PUBLIC_KEY.pub\n"
+        f"model_signing verify key {card.folder} "
+        f"--signature {card.folder}/model.sig --public_key PUBLIC_KEY.pub\n"
+    )
+
+
+def command_to_measure(card: Card) -> str:
+    """The command that measures the same rows with the same settings again."""
+    if card.scores is None:
+        return f"adapterhub eval {card.folder} --data FILE.jsonl\n"
+    settings = {"limit": card.scores.limit, **card.scores.decoding}
+    options = [f"--data {quote(one_line(card.scores.data.source))}"]
+    options += [
+        f"--{name.replace('_', '-')} {settings[name]}"
+        for name in ("limit", "max_new_tokens", "batch_size")
+        if isinstance(settings.get(name), int)
+    ]
+    return f"adapterhub eval {card.folder} {' '.join(options)}\n"
+
+
+def _describe_data(data: DatasetLock) -> list[Fact]:
+    licence = f", licence {data.licence}" if data.licence else ""
+    at = f" at commit {data.revision}" if data.revision else ""
+    name = {"train": "training rows", "test": "held-out rows"}[data.split]
+    return [
+        Fact(name, f"{data.rows:,} of {data.source}{at}{licence}"),
+        Fact(f"sha256 of the {name}", data.sha256, is_code=True),
+    ]
