@@ -119,14 +119,18 @@ class Recipe(Section):
         Raises RecipeError naming the key's path, and the nearest right name for an unknown key.
         """
         path = Path(path)
-        content = _read_yaml(path)
-        for override in overrides:
-            _override(content, override)
-        return cls.from_dict(content, path.parent, str(path))
+        return cls.from_dict(_read_yaml(path), path.parent, str(path), overrides)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any], folder: Path, where: str = "recipe") -> Recipe:
-        """Validate ``content``; relative paths in it are relative to ``folder``. Raises RecipeError."""
+    def from_dict(
+        cls, content: dict[str, Any], folder: Path, where: str = "recipe", overrides: Sequence[str] = ()
+    ) -> Recipe:
+        """Validate ``content`` with ``key.path=value`` overrides applied to it in place.
+
+        Relative paths in it are relative to ``folder``; ``where`` names it in errors. Raises RecipeError.
+        """
+        for override in overrides:
+            _override(content, override)
         try:
             recipe = cls.model_validate(content)
         except ValidationError as err:
