@@ -75,9 +75,12 @@ def lock_base(
     )
 
 
-def check_base(expected: BaseLock, folder: Path) -> None:
-    """Raise BaseMismatchError unless the base in ``folder`` has the weights and configuration that ``expected`` names."""
-    found = {path.name: sha256_file(path) for path in weight_files(folder)}
+def check_base(expected: BaseLock, folder: Path, weights: Mapping[str, str] | None = None) -> None:
+    """Raise BaseMismatchError unless the base in ``folder`` has the weights and configuration of ``expected``.
+
+    ``weights`` are the sha256 of its weight files where they are known already; without them each file is hashed.
+    """
+    found = weights if weights is not None else {path.name: sha256_file(path) for path in weight_files(folder)}
     differing = sorted(
         name for name in expected.weights.keys() | found.keys() if expected.weights.get(name) != found.get(name)
     )
@@ -87,9 +90,14 @@ def check_base(expected: BaseLock, folder: Path) -> None:
             f"(base digest {base_digest(found)[:12]}…, expected {expected.digest[:12]}…)",
             f"load it on {expected.name}" + (f" at commit {expected.revision}" if expected.revision else ""),
         )
+    check_config(expected, folder)
+
+
+def check_config(expected: BaseLock, folder: Path) -> None:
+    """Raise BaseMismatchError unless config.json in ``folder`` is the one that ``expected`` names."""
     config = folder / "config.json"
     if not config.is_file() or sha256_file(config) != expected.config_sha256:
         raise BaseMismatchError(
-            f"{config} differs from the configuration the adapter was trained with",
+            f"the base in {folder} is not {expected.name} as trained on: config.json differs",
             f"take config.json from {expected.name}" + (f" at commit {expected.revision}" if expected.revision else ""),
         )

@@ -103,6 +103,15 @@ class Hardware(Frozen):
     """Processor cores, or GPUs."""
 
 
+class Merge(Frozen):
+    """How an adapter was added into its base."""
+
+    onto: Literal["original", "trained"]
+    """The 16-bit weights, or what 4-bit quantization makes of them, as training saw them."""
+    dtype: Literal["bfloat16"] = "bfloat16"
+    """What the sum, made in float32, was rounded to."""
+
+
 class FileEntry(Frozen):
     """One file of the release."""
 
@@ -132,6 +141,8 @@ class Manifest(Frozen):
     """The complete recipe; ``adapterhub train`` replays it."""
     datasets: tuple[DatasetLock, ...] = ()
     parent: Parent | None = None
+    merge: Merge | None = None
+    """For merged releases only."""
     tools: dict[str, str] = {}
     """Package name to version, of everything that had a hand in it."""
     hardware: Hardware | None = None

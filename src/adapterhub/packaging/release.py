@@ -102,16 +102,20 @@ class Release:
 
 
 @contextmanager
-def new_release(path: Path, draft: Manifest) -> Iterator[Path]:
+def new_release(
+    path: Path, draft: Manifest, known: Mapping[str, FileEntry] | None = None
+) -> Iterator[Path]:
     """Make a release at ``path``: fill the yielded folder; when the block ends well it is hashed, sealed and renamed.
 
-    ``draft`` is the manifest without its files. When the block fails, nothing is left behind. Raises ReleaseError when
+    ``draft`` is the manifest without its files. ``known`` may be filled inside the block with the entries of files that
+    were hashed while they were written; the others are hashed at the end. When the block fails, nothing is left behind. Raises ReleaseError when
     ``path`` exists and is not an empty folder.
     """
     with staged_folder(path) as staging:
         yield staging
         files = {
-            name: FileEntry(sha256=sha256_file(staging / name), size=(staging / name).stat().st_size)
+            name: (known or {}).get(name)
+            or FileEntry(sha256=sha256_file(staging / name), size=(staging / name).stat().st_size)
             for name in list_files(staging)
         }
         manifest = Manifest.from_bytes(draft.model_copy(update={"files": files}).to_bytes())
