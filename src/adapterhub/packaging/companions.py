@@ -1,0 +1,65 @@
+"""The files beside a merged checkpoint's weights: index, configuration, tokenizer, licences."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from adapterhub.packaging.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
+from adapterhub.packaging.sums import target_dtype
+from adapterhub.packaging.tensors import DTYPE_BYTES
+
+_GENERATION = ("generation_config.json",)
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+
+
+def write_companions(checkpoint: Checkpoint, adapter: Path, target: Path) -> None:
+    """Put everything but the shards into ``target``, so that transformers loads it alone.
+
+    The tokenizer and its chat template come from the adapter's folder when it has them (training may have
+    changed them), else from the base; generation settings and licences come from the base.
+    """
+    if checkpoint.sharded:
+        _write_json(target / INDEX_NAME, _index(checkpoint))
+    _write_json(target / CONFIG_NAME, _config(checkpoint))
+    _copy(checkpoint.folder, _GENERATION + _LICENCES, target)
+    if not _copy(adapter, _TOKENIZER, target):
+        _copy(checkpoint.folder, _TOKENIZER, target)
+
+
+def _index(checkpoint: Checkpoint) -> dict[str, object]:
+    entries = checkpoint.tensors.values()
+    sizes = [math.prod(entry.shape) * DTYPE_BYTES[target_dtype(entry)] for entry in entries]
+    files = {entry.name: shard.path.name for shard in checkpoint.shards for entry in shard.entries}
+    return {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(files.items()))}
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, object]:
+    """config.json with the dtype that the weights have now, under the name that the base uses for it."""
+    config = dict(checkpoint.config)
+    for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
+        config[name] = "bfloat16"
+    return config
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, patterns: Iterable[str], target: Path) -> int:
+    """Copy the files that match, through links, and count them."""
+    count = 0
+    for path in sorted(path for pattern in patterns for path in source.glob(pattern) if path.is_file()):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        count += 1
+    return count
