@@ -1,0 +1,57 @@
+"""A real embedded Hub in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class HubServer:
+    """A running Hub and the account that may write to it."""
+
+    url: str
+    token: str
+    user: str
+    root: Path
+    process: subprocess.Popen[str]
+
+
+@contextlib.contextmanager
+def running_hub(root: Path, *options: str, user: str = "ada", token: str = "secret-token-of-ada") -> Iterator[HubServer]:
+    """Start ``adapterhub hub serve ROOT --port 0 …``, wait for its first line, and stop it at the end."""
+    account = ["--user", user, "--token", token] if user else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adapterhub", "hub", "serve", str(root), "--port", "0", *account, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("listening on http://127.0.0.1:"), first
+        yield HubServer(first.removeprefix("listening on ").strip(), token, user, root, process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A Hub with the user ``ada``, shared by the session's tests: each uses a repository name of its own."""
+    with running_hub(tmp_path_factory.mktemp("hub") / "root") as server:
+        yield server
