@@ -43,10 +43,21 @@ def rich_release(tiny_release: Path) -> Path:
             "name": "tiny-orders",
             "version": "0.1.0",
             "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "data": {"train": "orders/train.jsonl", "test": "orders/test.jsonl", "max_length": 512, "packing": True},
+            "data": {
+                "train": "orders/train.jsonl",
+                "test": "orders/test.jsonl",
+                "max_length": 512,
+                "packing": True,
+            },
             "quantization": {"type": "nf4", "double": True, "block_size": 64, "compute_dtype": "bfloat16"},
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
-            "training": {"steps": 120, "batch_size": 8, "learning_rate": 0.001, "schedule": "cosine", "seed": 0},
+            "training": {
+                "steps": 120,
+                "batch_size": 8,
+                "learning_rate": 0.001,
+                "schedule": "cosine",
+                "seed": 0,
+            },
         },
         datasets=(
             DatasetLock(source="train.jsonl", split="train", rows=2400, sha256="a" * 64, licence="cc0-1.0"),
@@ -75,7 +86,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
 
 def make_scores(release: Release) -> ScoresEvidence:
     weights = release.manifest.files["adapter_model.safetensors"]
-    prompt = ({"role": "user", "content": "Two apples and a pint of milk for Ann, please."},)
+    prompt = ({"role": "user", "content": "A pint of milk for Ann, please."},)
     return ScoresEvidence(
         adapter_sha256=weights.sha256,
         data=DatasetLock(source="test.jsonl", split="test", rows=198, sha256="d" * 64),
@@ -101,7 +112,10 @@ def make_scores(release: Release) -> ScoresEvidence:
                 tokens=8123,
             ),
         ),
-        example=Example(messages=prompt, answer='{"name": "Ann", "items": [{"item": "apple", "quantity": 2}, {"item": "milk", "quantity": 1, "unit": "pint"}]}'),
+        example=Example(
+            messages=prompt,
+            answer='{"name": "Ann", "items": [{"item": "milk", "quantity": 1, "unit": "pint"}]}',
+        ),
         left_out=2,
         tools={"adapterhub": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         hardware=CPU,
@@ -130,8 +144,12 @@ def make_ledger() -> LedgerEvidence:
         LedgerPart(name="base codes", bytes=53_084_160, formula="N/2 for 106,168,320 NF4 weights"),
         LedgerPart(name="base scales", bytes=1_684_992, formula="N/64 at 1 B, and 4 B for every 256 of them"),
         LedgerPart(name="embeddings, head, norms", bytes=56_692_224, formula="28,346,112 parameters at 2 B"),
-        LedgerPart(name="adapter", bytes=39_075_840, formula="2,442,240 parameters: weight, gradient, Adam at 16 B"),
-        LedgerPart(name="saved activations", bytes=412_876_800, formula="8 rows of 256 tokens, nothing recomputed"),
+        LedgerPart(
+            name="adapter", bytes=39_075_840, formula="2,442,240 parameters: weight, gradient, Adam at 16 B"
+        ),
+        LedgerPart(
+            name="saved activations", bytes=412_876_800, formula="8 rows of 256 tokens, nothing recomputed"
+        ),
     )
     return LedgerEvidence(
         device="cpu",
@@ -158,14 +176,17 @@ def make_failures() -> tuple[FailureCase, ...]:
         )
 
     milk = '{"name": "Zdeněk", "items": [{"item": "milk", "quantity": 3, "unit": "l"}]}'
-    chatter = "Sure! Here is the order:\n\n1. Milk, three litres\n2. For Zdeněk\n\nLet me know if you need more."
+    chatter = (
+        "Sure! Here is the order:\n\n1. Milk, three litres\n2. For Zdeněk\n\nLet me know if you need more."
+    )
     return (
         case("Three litres of milk for Zdeněk.", milk, milk.replace("ě", "e"), chatter, "wrong_answer"),
         case("Six eggs. No, eight. Bob.", '{"name": "Bob", "items": [{"item": "egg", "quantity": 8}]}',
              '{"name": "Bob", "items": [{"item": "egg", "quantity": 6}]}', "Bob wants eggs.", "wrong_answer"),
         case("Nothing today, thanks. Eve.", '{"name": "Eve", "items": []}', '{"name": "Eve", "items": []',
              '{"name": "Eve", "items": []}', "formatting"),
-        case("A dozen of each.", '{"name": null, "items": []}', '{"name": "each", "items": [' + "[" * 60, "", "does_not_stop"),
+        case("A dozen of each.", '{"name": null, "items": []}', '{"name": "each", "items": [' + "[" * 60,
+             "", "does_not_stop"),
     )  # fmt: skip
 
 

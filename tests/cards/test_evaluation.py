@@ -228,6 +228,7 @@ def subject(rows: int) -> Subject:
         adapter_sha256="0" * 64,
         version="0.1.0",
         data=DatasetLock(source="test.jsonl", split="test", rows=rows, sha256="1" * 64),
+        limit=None,
         left_out=0,
         tools={},
         hardware=Hardware(device="cpu", name="any", memory_bytes=1),

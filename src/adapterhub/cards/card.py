@@ -78,7 +78,7 @@ class Card:
 
     @property
     def target_modules(self) -> list[str]:
-        """Names of the adapted modules, sorted; of full paths the last part, which is the same in every layer."""
+        """Names of the adapted modules, sorted; of full paths the last part, alike in every layer."""
         targets = self.adapter.target_modules if self.adapter else None
         if isinstance(targets, str):
             return [targets]

@@ -22,7 +22,7 @@ CLASSES = {
     EMPTY_ANSWER: "The adapter answered nothing.",
     DOES_NOT_STOP: "The answer ran into the token limit without an end.",
     FORMATTING: "JSON was expected, and the answer is not JSON.",
-    WRONG_ANSWER: "The answer has the right form and the wrong content.",
+    WRONG_ANSWER: "The answer is not the expected one.",
 }
 
 # Similarity is quadratic in the texts' length; this is ample to rank by.

@@ -52,7 +52,7 @@ def draw_curve(curve: CurveEvidence, description: str) -> str:
     train = [(point.step, point.loss) for point in curve.points if point.loss is not None]
     held_out = [(point.step, point.eval_loss) for point in curve.points if point.eval_loss is not None]
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
         axes = figure.subplots()
         if train:
             axes.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1.6, label="training")
@@ -105,13 +105,15 @@ def _finish(svg: str, name: str, title: str, description: str) -> str:
     assert box is not None
     start = svg.index("<svg")
     body = svg[svg.index(">", start) + 1 :].strip()
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    # The style sheet would reach out of the picture into the page; its two rules go to the root instead.
+    body = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", body, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{box[1]}" role="img" aria-labelledby="{name}-title {name}-desc">\n'
+        f'viewBox="{box[1]}" role="img" aria-labelledby="{name}-title {name}-desc" '
+        'stroke-linejoin="round" stroke-linecap="butt">\n'
         f'<title id="{name}-title">{escape(title)}</title>\n'
         f'<desc id="{name}-desc">{escape(description)}</desc>\n{body}'
     )

@@ -36,7 +36,7 @@ def headline(card: Card) -> str | None:
 def describe_failures(card: Card) -> str:
     """How many failure cases are known, and how many of them the base gets right."""
     if card.failures is None:
-        return "Failure cases: not measured."
+        return "Not measured."
     if not card.failures:
         rows = f"{card.scores.data.rows:,} rows" if card.scores else "the rows"
         return f"None among {rows} that were asked. That is no claim about other questions."

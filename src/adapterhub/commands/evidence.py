@@ -98,7 +98,7 @@ def _evaluate(
         limit=limit,
         left_out=left_out,
         tools=_tools(),
-        hardware=detect_hardware(model.device.type),
+        hardware=detect_hardware(),
     )
     known = _known_cases(release)
     with progress_on_stderr() as report:
