@@ -26,7 +26,9 @@ class HubServer:
 
 
 @contextlib.contextmanager
-def running_hub(root: Path, *options: str, user: str = "ada", token: str = "secret-token-of-ada") -> Iterator[HubServer]:
+def running_hub(
+    root: Path, *options: str, user: str = "ada", token: str = "secret-token-of-ada"
+) -> Iterator[HubServer]:
     """Start ``adapterhub hub serve ROOT --port 0 …``, wait for its first line, and stop it at the end."""
     account = ["--user", user, "--token", token] if user else []
     process = subprocess.Popen(

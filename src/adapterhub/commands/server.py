@@ -30,11 +30,13 @@ def hub_command() -> None:
 def serve_command(root: Path, host: str, port: int, user: str | None, token: str | None) -> None:
     """Serve the repositories in the folder ROOT (made if missing) until Ctrl-C or SIGTERM.
 
-    Its first line on stdout is `listening on http://HOST:PORT`, printed when it accepts connections; point HF_ENDPOINT there.
+    Its first line on stdout is `listening on http://HOST:PORT`, printed when it accepts connections; point
+    HF_ENDPOINT there.
 
-    With --user and --token, or with tokens kept in ROOT (`adapterhub hub token add`), everybody may read public
-    repositories, and only the owner's tokens may write or see private ones. Without any token the Hub is open: everybody who
-    reaches it is the user "local" and may write everywhere; so it then listens on loopback only.
+    With --user and --token, or with tokens kept in ROOT (`adapterhub hub token add`), everybody may read
+    public repositories, and only the owner's tokens may write, or see private ones. Without any token the Hub
+    is open: everybody who reaches it is the user "local" and may write everywhere; so it then listens on
+    loopback only.
 
     Uploads go through git-lfs: clients with hf_xet installed need HF_HUB_DISABLE_XET=1.
     """

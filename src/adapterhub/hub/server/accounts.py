@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -76,7 +75,7 @@ def new_record(token: str, user: str, role: str, orgs: Sequence[str]) -> TokenRe
 
 
 def read_tokens(root: Path) -> list[TokenRecord]:
-    """The tokens kept under ``root``. Raises HubError when the file is damaged: nobody is let in by accident."""
+    """The tokens kept under ``root``. HubError for a damaged file: nobody is let in by accident."""
     path = root / FILE_NAME
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["tokens"]
@@ -132,7 +131,7 @@ class Accounts:
     def _records(self) -> list[TokenRecord]:
         stamp = None
         with contextlib.suppress(FileNotFoundError):
-            stat = os.stat(self._path)
+            stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         with self._lock:
             if stamp != self._stamp:
@@ -141,7 +140,7 @@ class Accounts:
             return self._given + self._kept
 
     def identify(self, token: str | None) -> Account | None:
-        """The token's account; None for no token on a closed Hub. Raises Refusal (401) for an unknown token."""
+        """The token's account; None without a token on a closed Hub. Refuses an unknown token (401)."""
         if self.open:
             # A token meant for another Hub is harmless here: everybody is the same user anyway.
             return OPEN_ACCOUNT

@@ -1,14 +1,13 @@
 """Addresses that carry their own permission: what, for how long, signed with the Hub's key.
 
-The client sends no token with the bytes of a large file, so the address itself must prove that somebody who may write asked
-for it.
+The client sends no token with the bytes of a large file, so the address itself must prove that somebody who
+may write asked for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Mapping
@@ -22,14 +21,14 @@ KEY_FILE = "secret"
 
 
 class Signer:
-    """Signs paths with HMAC-SHA256 and checks them. The key outlives a restart, so uploads under way do too."""
+    """Signs paths with HMAC-SHA256 and checks them. The key outlives a restart, as uploads do."""
 
     def __init__(self, root: Path, lifetime: int) -> None:
         """``lifetime``: seconds for which a signed address is good."""
         path = root / KEY_FILE
         if not path.exists():
             replace_file(path, secrets.token_bytes(32), mode=0o600)
-        os.chmod(path, 0o600)
+        path.chmod(0o600)
         self._key = path.read_bytes()
         self._lifetime = lifetime
 

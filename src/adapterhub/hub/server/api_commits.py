@@ -115,8 +115,8 @@ def _check_parent(draft: Draft, head: str, revision: str) -> None:
     if draft.parent is not None and draft.parent != head:
         raise Refusal(
             412,
-            f"A commit has happened since: {revision} is at {head}, not at {draft.parent} as this commit expects."
-            " Fetch it and try again",
+            f"A commit has happened since: {revision} is at {head}, not at {draft.parent} as this commit"
+            " expects. Fetch it and try again",
             "PreconditionFailed",
         )
 

@@ -114,7 +114,7 @@ def _limit(call: Call) -> int:
 
 
 def _cursor(call: Call, repository: Repository) -> tuple[str, int]:
-    """The commit a listing began with, so that its pages fit together while the branch moves on; and where to go on."""
+    """The commit a listing began with, so that its pages fit together, and where to go on in it."""
     cursor = call.query("cursor")
     if cursor is None:
         return repository.commit_id(call.param("revision")), 0

@@ -181,6 +181,7 @@ def _open_signed(call: Call) -> tuple[LargeFiles, str, int]:
     return call.hub.store.large_files(_signed_repo(call)), call.param("oid"), int(call.query("size") or 0)
 
 
+_BATCH = "{owner}/{name}.git/info/lfs/objects/batch"
 _OBJECT = "/lfs/{kind}/{owner}/{name}/{oid}"
 
 ROUTES = [
@@ -190,7 +191,7 @@ ROUTES = [
     Route(f"{_OBJECT}/parts/{{part}}", streaming_endpoint(put_part), methods=["PUT"]),
     Route(f"{_OBJECT}/complete", endpoint(complete, "json"), methods=["POST"]),
     *(
-        Route(f"/{prefix}{{owner}}/{{name}}.git/info/lfs/objects/batch", endpoint(batch, "json"), methods=["POST"])
+        Route(f"/{prefix}{_BATCH}", endpoint(batch, "json"), methods=["POST"])
         for prefix in PAGE_PREFIXES.values()
     ),
 ]

@@ -119,7 +119,7 @@ def repo_info(call: Call) -> dict[str, Any]:
 
 
 def list_repos(call: Call) -> list[dict[str, Any]]:
-    """Repositories the caller may see, newest first, filtered by ``author``, ``search`` and ``filter`` (a tag)."""
+    """What the caller may see, newest first, filtered by ``author``, ``search`` and ``filter`` (a tag)."""
     types = {kind: type_ for type_, kind in KINDS.items()}
     if call.param("kind") not in types:
         raise Refusal(404, f"{call.request.url.path} is not a part of this Hub's API")

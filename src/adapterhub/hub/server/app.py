@@ -60,9 +60,9 @@ async def _failed(_: Request, __: Exception) -> Response:
 class _Gate:
     """Before any route: keeps addresses as they were sent, and keeps web pages of other sites out.
 
-    A revision or a path may hold an encoded slash, so routes see the address undecoded, and each part is decoded on its
-    own. A browser can be made to send requests to a Hub on its own machine: those carry the other site's Origin, or, when
-    that site's name was pointed at this machine, its name as the Host.
+    A revision or a path may hold an encoded slash, so routes see the address undecoded, and each part is
+    decoded on its own. A browser can be made to send requests to a Hub on its own machine: those carry the
+    other site's Origin, or, when that site's name was pointed at this machine, its name as the Host.
     """
 
     def __init__(self, app: ASGIApp, *, only_loopback_names: bool) -> None:

@@ -10,9 +10,9 @@ from dulwich.ignore import IgnoreFilter, read_ignore_patterns
 
 _LFS = b"filter=lfs diff=lfs merge=lfs -text"
 _LARGE_FILES = (
-    "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gguf *.gz *.h5 *.joblib *.jpg *.jpeg *.lz4 *.mlmodel *.model *.mp3 *.mp4"
-    " *.msgpack *.npy *.npz *.onnx *.ot *.parquet *.pb *.pickle *.pkl *.png *.pt *.pth *.rar *.safetensors *.tar"
-    " *.tflite *.tgz *.wasm *.wav *.webp *.xz *.zip *.zst *tfevents*"
+    "*.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gguf *.gz *.h5 *.joblib *.jpg *.jpeg *.lz4 *.mlmodel *.model"
+    " *.mp3 *.mp4 *.msgpack *.npy *.npz *.onnx *.ot *.parquet *.pb *.pickle *.pkl *.png *.pt *.pth *.rar"
+    " *.safetensors *.tar *.tflite *.tgz *.wasm *.wav *.webp *.xz *.zip *.zst *tfevents*"
 )
 DEFAULT_ATTRIBUTES = b"".join(pattern.encode() + b" " + _LFS + b"\n" for pattern in _LARGE_FILES.split())
 
@@ -32,14 +32,14 @@ def ignore_matcher(gitignore: bytes) -> Matcher:
 
 
 def add_large_files(attributes: bytes, paths: list[str]) -> bytes:
-    """.gitattributes with a line for each of these paths, so that a git client finds them through git-lfs too."""
+    """.gitattributes with a line for each of these paths, so that git clients know them as large files."""
     if attributes and not attributes.endswith(b"\n"):
         attributes += b"\n"
     return attributes + b"".join(_pattern(path) + b" " + _LFS + b"\n" for path in paths)
 
 
 def looks_binary(sample: bytes, *, whole: bool) -> bool:
-    """Whether the first bytes of a file are not UTF-8 text; unless ``whole``, the last character may be cut off."""
+    """Whether a file's first bytes are not UTF-8 text; unless ``whole``, the last character may be cut."""
     if b"\0" in sample:
         return True
     try:

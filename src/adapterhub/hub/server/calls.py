@@ -1,4 +1,4 @@
-"""One request: who asks, for which repository, with what body; and turning a plain function into an endpoint."""
+"""One request: who asks, for which repository, with what body; and making endpoints of plain functions."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Call:
         return False
 
     def repo(self, *, write: bool = False) -> RepoId:
-        """The repository in the address. Raises Refusal when it is missing, hidden, or not the caller's to change."""
+        """The repository in the address. Refuses one that is missing, hidden or not theirs to change."""
         repo = self.named_repo()
         if not self.readable(repo):
             raise repo_not_found(repo.full_name, signed_in=self.account is not None)
@@ -162,8 +162,8 @@ Handler = Callable[[Call], Any]
 def endpoint(handler: Handler, body: str | None = None) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint from a plain function that runs in a worker thread.
 
-    ``body`` is None, ``json`` (an empty one reads as an empty object) or ``form``. What the function returns is sent as JSON,
-    unless it is a response already.
+    ``body`` is None, ``json`` (an empty one reads as an empty object) or ``form``. What the function returns
+    is sent as JSON, unless it is a response already.
     """
 
     async def run(request: Request) -> Response:
@@ -216,7 +216,9 @@ def _repo_vanished(request: Request) -> bool:
     hub: Hub = request.app.state.hub
     kind = kind_of(request)
     owner, name = request.path_params.get("owner"), request.path_params.get("name")
-    return kind in _TYPES and bool(owner and name) and not hub.store.exists(RepoId(_TYPES[kind], owner, name))
+    if kind not in _TYPES or owner is None or name is None:
+        return False
+    return not hub.store.exists(RepoId(_TYPES[kind], owner, name))
 
 
 async def open_call(request: Request, body: str | None) -> Call:

@@ -1,4 +1,4 @@
-"""A model card's metadata: read from README.md's front matter, checked, and turned into the tags that searches use."""
+"""A model card's metadata: read from README.md's front matter, checked, and turned into tags."""
 
 from __future__ import annotations
 

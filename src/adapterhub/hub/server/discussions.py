@@ -93,7 +93,7 @@ class Discussions:
         commits: tuple[str, str] | None,
         target: str,
     ) -> int:
-        # A number is taken by its file or by its ref: a process killed between the two must not see it used again.
+        # Taken by a file or by a ref: a process killed between the two must not see a number used again.
         taken = [discussion.num for discussion in self.all()]
         taken += [int(name) for name in self._repository.refs("refs/pr/") if name.isdigit()]
         number = max(taken, default=0) + 1
@@ -136,7 +136,7 @@ class Discussions:
         return self._merged(discussion)[1] if discussion.status in ("open", "draft") else []
 
     def merge(self, number: int, author: str, author_line: str, comment: str) -> str:
-        """Put the pull request's changes on its target in one commit -> its id. Raises Refusal (409) on conflicts."""
+        """Put the pull request's changes on its target in one commit -> its id. Refuses conflicts (409)."""
         discussion = self.get(number)
         if discussion.base is None or discussion.status not in ("open", "draft"):
             raise bad_request(f"#{number} is not an open pull request")
@@ -166,7 +166,7 @@ class Discussions:
         merged, conflicting = dict(ours), []
         for path in sorted(base.keys() | theirs.keys()):
             old, new, current = base.get(path), theirs.get(path), ours.get(path)
-            if new == old or new == current:
+            if new in (old, current):
                 continue
             if current != old:
                 conflicting.append(path)

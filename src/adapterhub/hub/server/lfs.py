@@ -1,7 +1,8 @@
-"""Large files, stored under their own sha256: nothing gets its final name before its digest and size were checked.
+"""Large files, stored under their own sha256, which they get only after digest and size were checked.
 
-Each repository has its own objects, laid out as git-lfs does in a bare repository. So an object can be read only by who may
-read a repository that holds it, moving a repository moves them, and deleting it frees their space.
+Each repository has its own objects, laid out as git-lfs does in a bare repository. So an object can be read
+only by who may read a repository that holds it, moving a repository moves them, and deleting it frees their
+space.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LargeFiles:
     def keep(self, unchecked: Path, oid: str) -> None:
         """Move a file whose digest was checked under its final name."""
         target = self._make("objects", oid[:2], oid[2:4]) / oid
-        os.replace(unchecked, target)
+        unchecked.replace(target)
         sync_folder(target.parent)
 
     def drop_abandoned(self, seconds: int) -> None:
@@ -66,7 +67,7 @@ class LargeFiles:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _make(self, *parts: str) -> Path:
-        """The folder, made where it is missing, but never the repository itself: that may just have been deleted."""
+        """The folder, made if missing; never the repository itself, which may just have been deleted."""
         folder = self._folder
         for part in ("", *parts):
             folder = folder / part
@@ -76,9 +77,10 @@ class LargeFiles:
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, size: int) -> tuple[int, str]:
-    """Write a request's body to ``path``, at most ``size`` bytes, flushed to the disk -> (bytes, sha256 in hex).
+    """Write a body of at most ``size`` bytes to ``path``, flushed to the disk -> (bytes, sha256 in hex).
 
-    Memory stays bounded: a buffer of 1 MiB. Nothing is left at ``path`` when the body is too long or breaks off.
+    Memory stays bounded: a buffer of 1 MiB. Nothing stays at ``path`` when the body is too long or breaks
+    off.
     """
     digest = hashlib.sha256()
     received = 0
@@ -121,7 +123,7 @@ def check_object(oid: str, size: int, found_oid: str, found_size: int) -> None:
 
 
 def join_parts(files: LargeFiles, oid: str, size: int, upload: str, etags: list[str]) -> None:
-    """Put the parts of one upload together, check the whole, and keep it. Parts are removed as they are read."""
+    """Put the parts of one upload together, check the whole, keep it. Parts are removed as they are read."""
     folder = files.part_path(oid, upload, 0).parent
     parts = [files.part_path(oid, upload, number) for number in range(1, len(etags) + 1)]
     if len(list(folder.glob("*.etag"))) != len(parts):

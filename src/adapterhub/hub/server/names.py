@@ -66,8 +66,8 @@ def is_commit(revision: str) -> bool:
 def check_repo_name(owner: str, name: str) -> None:
     if not is_owner(owner) or not is_name(name):
         raise bad_request(
-            f"Invalid repository name {owner}/{name}: use letters, digits, '-', '_' and '.', at most 96 characters,"
-            " no '--' or '..', and no reserved word as the owner"
+            f"Invalid repository name {owner}/{name}: use letters, digits, '-', '_' and '.', at most 96"
+            " characters, no '--' or '..', and no reserved word as the owner"
         )
 
 
@@ -81,7 +81,7 @@ def check_ref_name(name: str) -> None:
 
 
 def check_path(path: str) -> str:
-    """The path as it is stored, or a refusal: relative, no '.' or '..', nothing a checkout could escape with."""
+    """The path as it is stored, or a refusal: relative, no '..', nothing a checkout could escape with."""
     try:
         raw = path.encode("utf-8")
     except UnicodeEncodeError:

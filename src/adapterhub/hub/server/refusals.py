@@ -1,4 +1,4 @@
-"""What the Hub answers when it will not do what was asked: a status, a code the client knows, and a sentence."""
+"""What the Hub answers when it will not do what was asked: a status, a code, and a sentence."""
 
 from __future__ import annotations
 

@@ -37,7 +37,13 @@ class Pointer:
     """bytes"""
 
     def encode(self) -> bytes:
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+        lines = (
+            "version https://git-lfs.github.com/spec/v1",
+            f"oid sha256:{self.sha256}",
+            f"size {self.size}",
+            "",
+        )
+        return "\n".join(lines).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Repository:
         raise revision_not_found(revision)
 
     def writable_ref(self, revision: str) -> str:
-        """The branch or pull request that a commit to ``revision`` moves. Raises Refusal (RevisionNotFound)."""
+        """The branch or pull request that a commit to ``revision`` moves. Refuses any other revision."""
         for name in (f"refs/heads/{revision}", revision):
             if name.startswith(("refs/heads/", "refs/pr/")) and self.ref(name) is not None:
                 return name
@@ -116,7 +122,7 @@ class Repository:
         return found.id.decode()
 
     def move_ref(self, name: str, old: str | None, new: str) -> None:
-        """Set ``name`` to ``new`` if it still is ``old`` (None: if it is new). Raises Refusal (412 or 409)."""
+        """Set ``name`` to ``new`` if it still is ``old`` (None: if it is new); else 412 or 409."""
         reference = Ref(name.encode())
         if old is None:
             if not self._git.refs.add_if_new(reference, new.encode()):
@@ -131,7 +137,7 @@ class Repository:
         self.move_ref(f"refs/heads/{name}", None, commit)
 
     def create_tag(self, name: str, commit: str, message: str | None, author: str) -> None:
-        """A lightweight tag, or an annotated one when there is a message. Raises Refusal (409) when it exists."""
+        """A lightweight tag, or with a message an annotated one. Refuses a name that is taken (409)."""
         self._check_new_name(name)
         target = commit
         if message:
@@ -179,7 +185,7 @@ class Repository:
             current = self.objects[current.parents[0]] if current.parents else None
 
     def last_changes(self, commit: str, paths: list[str]) -> dict[str, Commit]:
-        """For each path (a file or a folder at ``commit``), the newest commit that changed something there."""
+        """For each path (a file or folder at ``commit``), the newest commit that changed something there."""
         missing, found = set(paths), {}
         for current in self.history(commit):
             parent = self.objects[current.parents[0]] if current.parents else None

@@ -26,10 +26,10 @@ def serve(
 ) -> None:
     """Serve the Hub in ``root`` until SIGINT or SIGTERM.
 
-    ``port`` 0 takes a free one. With ``user`` and ``token`` that user may write to their own namespace; with neither, and no
-    tokens kept in ``root``, everybody on this machine may write everywhere. ``announce`` gets the address once connections are
-    accepted. Raises HubError for a root in use, a user name the Hub does not allow, or an open Hub on a public address;
-    OSError when the port is taken.
+    ``port`` 0 takes a free one. With ``user`` and ``token`` that user may write to their own namespace; with
+    neither, and no tokens kept in ``root``, everybody on this machine may write everywhere. ``announce`` gets
+    the address once connections are accepted. Raises HubError for a root in use, a user name the Hub does not
+    allow, or an open Hub on a public address; OSError when the port is taken.
     """
     if user is not None and not is_owner(user):
         raise HubError(
@@ -40,7 +40,7 @@ def serve(
     if accounts.open and not is_loopback(host):
         raise HubError(
             f"a Hub without tokens would let everybody who reaches {host} write to it",
-            "give --user and --token, or add tokens with `adapterhub hub token add`, or keep to --host 127.0.0.1",
+            "give --user and --token, add tokens with `adapterhub hub token add`, or keep to loopback",
         )
     store = Store(root)
     try:
@@ -77,7 +77,7 @@ def _run(hub: Hub, listener: socket.socket, ready: Callable[[], None]) -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
     )
-    # uvicorn stops gracefully and then raises the signal again for these handlers: stopping is what was asked for.
+    # uvicorn stops gracefully, then raises the signal again for these handlers: nothing is left to do.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda *_: None)
     _Server(config, ready).run(sockets=[listener])

@@ -162,7 +162,8 @@ class Store:
 
     def change_settings(self, repo: RepoId, **changes: object) -> None:
         with self.lock(repo):
-            _write_settings(self.path(repo), replace(self.settings(repo), **changes))  # type: ignore[arg-type]
+            _write_settings(self.path(repo), replace(self.settings(repo), **changes))  # type:
+            ignore[arg - type]
 
     def repos(self, kind: str) -> Iterator[RepoId]:
         """Every repository of one type, by owner and name."""
@@ -197,7 +198,7 @@ def _hold(root: Path) -> int:
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove lock files and unfinished objects: this process alone writes here, and it has only just begun."""
+    """Remove lock files and unfinished objects: this process alone writes here, and has not begun."""
     shutil.rmtree(path / "lfs" / "incomplete", ignore_errors=True)
     for pattern in _LEFTOVERS:
         for leftover in path.glob(pattern):
