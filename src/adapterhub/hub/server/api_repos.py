@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.routing import Route
@@ -32,7 +33,7 @@ def whoami(call: Call) -> dict[str, Any]:
 def create_repo(call: Call) -> Any:
     repo = _repo_in_body(call)
     account = call.check_may_write(repo.owner)
-    visibility = call.document().get("visibility", "private" if call.document().get("private") else "public")
+    visibility = call.document().get("visibility", "public")
     try:
         call.hub.store.create(repo, private=_is_private(visibility), author=author_line(account))
     except Refusal as refusal:
@@ -71,18 +72,16 @@ def move_repo(call: Call) -> dict[str, Any]:
 def change_settings(call: Call) -> dict[str, Any]:
     repo = call.repo(write=True)
     document = call.document()
-    changes: dict[str, Any] = {}
-    if "visibility" in document or "private" in document:
-        changes["private"] = _is_private(
-            document.get("visibility", "private" if document.get("private") else "public")
-        )
-    if "gated" in document:
-        if document["gated"] not in (False, "auto", "manual"):
-            raise bad_request("gated is false, 'auto' or 'manual'")
-        changes["gated"] = document["gated"]
-    if changes:
-        call.hub.store.change_settings(repo, **changes)
-    settings = call.hub.store.settings(repo)
+    store = call.hub.store
+    with store.lock(repo):
+        settings = store.settings(repo)
+        if "visibility" in document:
+            settings = replace(settings, private=_is_private(document["visibility"]))
+        if "gated" in document:
+            if document["gated"] not in (False, "auto", "manual"):
+                raise bad_request("gated is false, 'auto' or 'manual'")
+            settings = replace(settings, gated=document["gated"])
+        store.save_settings(repo, settings)
     return {"private": settings.private, "gated": settings.gated}
 
 
@@ -96,7 +95,7 @@ def grant_access(call: Call) -> dict[str, Any]:
         settings = store.settings(repo)
         if not settings.gated:
             raise bad_request(f"{repo.full_name} is not gated: everybody who can see it can read it")
-        store.change_settings(repo, granted=tuple(sorted({*settings.granted, user})))
+        store.save_settings(repo, replace(settings, granted=tuple(sorted({*settings.granted, user}))))
     return {"user": user}
 
 

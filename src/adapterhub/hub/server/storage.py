@@ -22,7 +22,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -160,10 +160,9 @@ class Store:
         document = json.loads((self.path(repo) / SETTINGS_FILE).read_text(encoding="utf-8"))
         return Settings(**{**document, "granted": tuple(document["granted"])})
 
-    def change_settings(self, repo: RepoId, **changes: object) -> None:
-        with self.lock(repo):
-            _write_settings(self.path(repo), replace(self.settings(repo), **changes))  # type:
-            ignore[arg - type]
+    def save_settings(self, repo: RepoId, settings: Settings) -> None:
+        """Replace the settings; who changes them holds the repository's lock from reading to saving."""
+        _write_settings(self.path(repo), settings)
 
     def repos(self, kind: str) -> Iterator[RepoId]:
         """Every repository of one type, by owner and name."""
