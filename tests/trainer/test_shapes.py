@@ -15,10 +15,8 @@ from adapterhub.trainer.shapes import read_shape, shape_of
 def llama(
     hidden: int, layers: int, heads: int, intermediate: int, vocab: int = 32000, **more: Any
 ) -> dict[str, Any]:
-    return {
-        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": intermediate, "vocab_size": vocab, **more,
-    }  # fmt: skip
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {"model_type": "llama", **sizes, "intermediate_size": intermediate, "vocab_size": vocab, **more}
 
 
 # Parameter counts as the model's own safetensors index or paper states them.
@@ -50,14 +48,17 @@ PUBLISHED = {
         9_241_705_984,
     ),
     "gemma-3-1b": (
-        {**llama(1152, 26, 4, 6912, 262144, num_key_value_heads=1, head_dim=256), "model_type": "gemma3_text"},
+        {
+            **llama(1152, 26, 4, 6912, 262144, num_key_value_heads=1, head_dim=256), "model_type": "gemma3_text",
+        },
         999_885_952,
     ),
     "gemma-3-4b": (
         {
             "model_type": "gemma3",
             "text_config": {
-                "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+                "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+                "num_hidden_layers": 34,
             },
             "vision_config": {
                 "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14,
@@ -67,7 +68,9 @@ PUBLISHED = {
         4_300_079_472,
     ),
     "phi-3-mini": ({**llama(3072, 32, 32, 8192, 32064), "model_type": "phi3"}, 3_821_079_552),
-    "phi-4": ({**llama(5120, 40, 40, 17920, 100352, num_key_value_heads=10), "model_type": "phi3"}, 14_659_507_200),
+    "phi-4": (
+        {**llama(5120, 40, 40, 17920, 100352, num_key_value_heads=10), "model_type": "phi3"}, 14_659_507_200,
+    ),
 }  # fmt: skip
 
 
@@ -105,7 +108,9 @@ def small_config(model_type: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model_type", SMALL)
 def test_linears_and_totals_are_those_of_transformers(model_type: str) -> None:
-    """Against ``from_config`` on the meta device: every parameter, and every linear module's name, size and bias."""
+    """Against ``from_config`` on the meta device: every parameter, and every linear module's name, size and
+    bias.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

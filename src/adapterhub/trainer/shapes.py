@@ -1,4 +1,6 @@
-"""A model's shape, read from its config.json: how many weights it has, where, and which of them are quantized."""
+"""A model's shape, read from its config.json: how many weights it has, where, and which of them are
+quantized.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Linear:
         return self.inputs * self.outputs
 
     def named(self, target: str) -> bool:
-        """Whether peft's ``target_modules`` entry ``target`` names this module: its whole path or the end of it."""
+        """Whether peft's ``target_modules`` entry ``target`` names this module: its whole path or the end of
+        it.
+        """
         return self.path == target or self.path.endswith(f".{target}")
 
 
@@ -166,7 +170,9 @@ KNOWN_TYPES = (*_FAMILIES, *_NESTED)
 
 
 def read_shape(config: Path) -> ModelShape:
-    """The shape in a config.json file. Raises RecipeError when it cannot be read or the architecture is unknown."""
+    """The shape in a config.json file. Raises RecipeError when it cannot be read or the architecture is
+    unknown.
+    """
     if not config.is_file():
         raise RecipeError(f"{config}: no such file", "name the folder of a transformers checkpoint")
     if config.stat().st_size > MAX_CONFIG_BYTES:
@@ -185,8 +191,8 @@ def read_shape(config: Path) -> ModelShape:
 def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShape:
     """The shape that a config.json's content describes; ``where`` names it in errors.
 
-    LLaMA 2 and 3, SmolLM, SmolLM3, Mistral, Qwen 2, 2.5 and 3, Gemma 1 to 3, Phi-3 and Phi-4. Raises RecipeError for
-    any other architecture, and for keys that are missing or not positive whole numbers.
+    LLaMA 2 and 3, SmolLM, SmolLM3, Mistral, Qwen 2, 2.5 and 3, Gemma 1 to 3, Phi-3 and Phi-4. Raises
+    RecipeError for any other architecture, and for keys that are missing or not positive whole numbers.
     """
     model_type = str(config.get("model_type"))
     tower_config: Any = None

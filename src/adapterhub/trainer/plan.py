@@ -1,0 +1,398 @@
+"""The planner: how to train a recipe on a machine so that it fits and is as fast as the ledger allows.
+
+Cost model, for the order of settings only and never printed as a speed: a micro-batch takes the
+floating-point operations of its products (two a weight and token forward, two backward, two more for what is
+computed again) at the device's measured matrix rate, plus one pass over the dequantized weights for each of
+these. Of the settings that fit, the cheapest a token is taken; of equals, the one with the smaller peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from adapterhub.errors import TrainingError
+from adapterhub.packaging.manifest import Hardware, Quantization
+from adapterhub.trainer.ledger import GIB, Engine, Ledger, Optimizer, Setting, ledger
+from adapterhub.trainer.recipe import Recipe
+from adapterhub.trainer.shapes import ModelShape, shape_of
+
+# Fewer tokens than this at once leave the CPU busy with dequantizing: that costs as much as some 150 tokens'
+# products.
+CPU_TOKENS = 512
+# bf16 matrix products (FLOP/s) and device memory (B/s), by a part of the device's name; the first was
+# measured here.
+_RATES = {"H200": (790e12, 4.3e12), "H100": (700e12, 2.9e12), "A100": (250e12, 1.7e12)}
+_OTHER_RATE = (150e12, 0.8e12)
+# Bytes moved to dequantize one NF4 weight: half a byte read, two written, two read by the product.
+_DEQUANTIZE_BYTES = 4.5
+# transformers' names for the optimizers, as TrainingArguments(optim=…) wants them.
+_TRANSFORMERS_OPTIMIZER = {
+    "adamw": "adamw_torch",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing the planner decided."""
+
+    name: str
+    """Like ``micro-batch``."""
+    value: str
+    why: str
+    """One line."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One change that would make a recipe fit that does not."""
+
+    change: str
+    """Like ``data.max_length 1024`` or ``a smaller base``."""
+    peak_bytes: int
+    """Predicted with that change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a recipe is trained on a machine, and whether it fits."""
+
+    shape: ModelShape
+    hardware: Hardware
+    setting: Setting
+    ledger: Ledger
+    batch_size: int
+    """Rows an optimizer step."""
+    reserve_bytes: int
+    """Left free for what no ledger knows: other programs, fragmentation."""
+    choices: tuple[Choice, ...]
+    remedies: tuple[Remedy, ...] = ()
+    """What would have to give; empty when the plan fits."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the predicted peak, without what the system can take back, leaves the reserve free."""
+        needed = self.ledger.predicted_peak_bytes - self.ledger.reclaimable_bytes
+        return needed + self.reserve_bytes <= self.hardware.memory_bytes
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """On the device: see ``Ledger.predicted_peak_bytes``."""
+        return self.ledger.predicted_peak_bytes
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows that go through the model at once."""
+        return self.setting.micro_batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches an optimizer step."""
+        return self.batch_size // self.setting.micro_batch
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether transformers itself recomputes the layers; the fast engine does that on its own."""
+        return self.setting.engine == "plain" and self.setting.recompute_all > 0
+
+    @property
+    def optimizer(self) -> str:
+        """transformers' name of the optimizer."""
+        return _TRANSFORMERS_OPTIMIZER[self.setting.optimizer]
+
+
+def default_reserve(hardware: Hardware) -> int:
+    """Bytes left free by default: 2 % of a card's memory, 10 % of a host's."""
+    return hardware.memory_bytes // (50 if hardware.device == "cuda" else 10)
+
+
+def plan_for(recipe: Recipe, shape: ModelShape, hardware: Hardware) -> Plan:
+    """The plan to train with. Raises TrainingError saying what would have to give when nothing fits."""
+    made = plan(shape, recipe, hardware)
+    if not made.fits:
+        raise does_not_fit(made)
+    return made
+
+
+def does_not_fit(made: Plan) -> TrainingError:
+    """The error for a plan that does not fit: how much is missing, and what would have to give."""
+    peak, memory = made.predicted_peak_bytes - made.ledger.reclaimable_bytes, made.hardware.memory_bytes
+    ways = "; or ".join(remedy.change for remedy in made.remedies)
+    return TrainingError(
+        f"does not fit: {peak / GIB:.1f} GiB are needed at the least, {memory / GIB:.1f} GiB are there, and "
+        f"{made.reserve_bytes / GIB:.1f} GiB of them stay in reserve",
+        ways or "use a device with more memory",
+    )
+
+
+def plan(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int | None = None) -> Plan:
+    """Choose micro-batch, recomputation and optimizer for ``recipe`` on ``hardware``.
+
+    What the recipe fixes is kept. ``reserve`` bytes stay free (see ``default_reserve``). When nothing fits,
+    the cheapest setting in memory is returned with ``fits`` false and ``remedies`` saying what would have to
+    give. Raises RecipeError when the recipe targets modules that the shape does not have.
+    """
+    reserve = default_reserve(hardware) if reserve is None else reserve
+    fitting = [
+        (setting, found)
+        for setting in _candidates(shape, recipe, hardware, reserve)
+        for found in [ledger(shape, recipe, hardware, setting)]
+        if _room(found, hardware, reserve) >= 0
+    ]
+    if fitting:
+        setting, found = min(fitting, key=lambda item: _preference(shape, recipe, hardware, *item))
+        return _plan(shape, recipe, hardware, reserve, setting, found)
+    setting = _smallest(shape, recipe, hardware)
+    made = _plan(shape, recipe, hardware, reserve, setting, ledger(shape, recipe, hardware, setting))
+    return replace(made, remedies=tuple(_remedies(made, recipe)))
+
+
+def engine_for(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Engine:
+    """``fast`` on CUDA for 4-bit bases whose attention fused kernels can do, else ``plain``."""
+    four_bits = recipe.quantization is not None and recipe.quantization.type in ("nf4", "fp4")
+    known = not shape.softcap and not shape.tower
+    return "fast" if hardware.device == "cuda" and four_bits and known else "plain"
+
+
+def _plan(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int, setting: Setting, found: Ledger
+) -> Plan:
+    return Plan(
+        shape=shape,
+        hardware=hardware,
+        setting=setting,
+        ledger=found,
+        batch_size=recipe.training.batch_size,
+        reserve_bytes=reserve,
+        choices=tuple(_explain(shape, recipe, hardware, setting, _room(found, hardware, reserve) >= 0)),
+    )
+
+
+def _room(found: Ledger, hardware: Hardware, reserve: int) -> int:
+    return hardware.memory_bytes - reserve - (found.predicted_peak_bytes - found.reclaimable_bytes)
+
+
+def _micro_batches(recipe: Recipe) -> list[int]:
+    """What the recipe allows, largest first: whole parts of the batch."""
+    fixed, batch = recipe.training.micro_batch, recipe.training.batch_size
+    return [fixed] if fixed != "auto" else [rows for rows in range(batch, 0, -1) if batch % rows == 0]
+
+
+def _optimizers(recipe: Recipe, hardware: Hardware, engine: Engine) -> list[Optimizer]:
+    wanted = recipe.training.optimizer
+    if wanted != "auto":
+        return [wanted]
+    if hardware.device == "cpu":
+        return ["adamw"]
+    return ["adamw", "paged_adamw"] if engine == "fast" else ["paged_adamw"]
+
+
+def _recomputations(shape: ModelShape, recipe: Recipe, engine: Engine, device: str) -> list[tuple[int, int]]:
+    """(layers recomputed whole, layers with the MLP recomputed), fastest first, smallest in memory last."""
+    layers, wanted = shape.layers, recipe.training.gradient_checkpointing
+    if wanted is True:
+        return [(layers, 0)]
+    if wanted is False or device == "cpu":
+        return [(0, 0)]
+    if engine == "plain":
+        return [(0, 0), (layers, 0)]
+    return [(0, mlp) for mlp in range(layers + 1)] + [
+        (whole, layers - whole) for whole in range(1, layers + 1)
+    ]
+
+
+def _candidates(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int) -> Iterator[Setting]:
+    """For each micro-batch and optimizer the least recomputation that fits; memory falls along the list of
+    them.
+    """
+    engine = engine_for(shape, recipe, hardware)
+    steps = _recomputations(shape, recipe, engine, hardware.device)
+    for rows in _micro_batches(recipe):
+        for optimizer in _optimizers(recipe, hardware, engine):
+            settings = [Setting(rows, optimizer, engine, whole, mlp) for whole, mlp in steps]
+            yield settings[
+                _first(settings, lambda s: _room(ledger(shape, recipe, hardware, s), hardware, reserve) >= 0)
+            ]
+
+
+def _first(settings: list[Setting], fits: Callable[[Setting], bool]) -> int:
+    """Index of the first setting that fits, by bisection; the last when none does."""
+    low, high = 0, len(settings) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if fits(settings[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _preference(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting, found: Ledger
+) -> tuple[float, ...]:
+    """Smaller is better."""
+    if hardware.device == "cpu":
+        tokens = setting.micro_batch * recipe.data.max_length
+        return (float(max(0, CPU_TOKENS - tokens)), float(setting.micro_batch))
+    paged = 0.0 if setting.optimizer == "adamw" else 1.0
+    return (_seconds_a_token(shape, recipe, hardware, setting), paged, float(found.predicted_peak_bytes))
+
+
+def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting) -> float:
+    flops, bandwidth = next((rate for name, rate in _RATES.items() if name in hardware.name), _OTHER_RATE)
+    weights = sum(linear.weights for linear in shape.linears)  # of one layer
+    last = shape.linears[-1].weights  # never computed again: nothing in its layer's backward needs it
+    mlp = (
+        sum(linear.weights for linear in shape.linears if linear.named("mlp") or ".mlp" in f".{linear.path}")
+        - last
+    )
+    again = setting.recompute_all * (weights - last) + setting.recompute_mlp * mlp
+    passes = 2 * weights * shape.layers + again  # weights that products go through: forward, backward, again
+    tokens = setting.micro_batch * recipe.data.max_length
+    return 2 * passes / flops + passes * _DEQUANTIZE_BYTES / bandwidth / tokens
+
+
+def _explain(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting, fits: bool
+) -> Iterator[Choice]:
+    training = recipe.training
+    rows, accumulation = setting.micro_batch, training.batch_size // setting.micro_batch
+    if training.micro_batch != "auto":
+        why = "as the recipe says"
+    elif not fits:
+        why = "the smallest there is"
+    elif hardware.device == "cpu":
+        why = f"the fewest rows that make {CPU_TOKENS} tokens; more would cost memory and gain nothing"
+    else:
+        why = "the fastest that fits: each weight is dequantized once for all its rows"
+    yield Choice("micro-batch", f"{rows} × {recipe.data.max_length} tokens", why)
+    yield Choice("accumulation", str(accumulation), f"{training.batch_size} rows an optimizer step")
+    yield _explain_recomputation(shape, recipe, hardware, setting, fits)
+    if training.optimizer != "auto":
+        why = "as the recipe says"
+    elif setting.optimizer == "adamw":
+        why = "32-bit moments fit beside everything else"
+    else:
+        why = "32-bit moments that leave the card (paged, QLoRA section 3)"
+    yield Choice("optimizer", setting.optimizer, why)
+    if hardware.device == "cuda":
+        fast = setting.engine == "fast"
+        why = (
+            "fused NF4 and LoRA products"
+            if fast
+            else "the fast path does not know this architecture or quantization"
+        )
+        yield Choice("engine", setting.engine, why)
+
+
+def _explain_recomputation(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting, fits: bool
+) -> Choice:
+    whole, mlp = setting.recompute_all, setting.recompute_mlp
+    value = "none" if not whole and not mlp else f"{whole} of {shape.layers} layers whole, {mlp} the MLP only"
+    if recipe.training.gradient_checkpointing != "auto":
+        why = "as the recipe says"
+    elif hardware.device == "cpu":
+        why = "off on the CPU, where time is scarcer than memory"
+    elif not whole and not mlp:
+        why = "all activations fit"
+    else:
+        why = "the least that fits at this micro-batch" if fits else "all there is"
+    return Choice("recomputation", value, why)
+
+
+def _smallest(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Setting:
+    """The setting with the smallest peak that the recipe allows."""
+    engine = engine_for(shape, recipe, hardware)
+    whole, mlp = _recomputations(shape, recipe, engine, hardware.device)[-1]
+    return Setting(_micro_batches(recipe)[-1], _optimizers(recipe, hardware, engine)[-1], engine, whole, mlp)
+
+
+def _remedies(made: Plan, recipe: Recipe) -> Iterator[Remedy]:
+    """Changes that make it fit, each by itself, each tried on the ledger."""
+    for change, changed_shape, changed in _changes(made, recipe):
+        setting = _smallest(changed_shape, changed, made.hardware)
+        found = ledger(changed_shape, changed, made.hardware, setting)
+        if _room(found, made.hardware, made.reserve_bytes) >= 0:
+            yield Remedy(change, found.predicted_peak_bytes)
+
+
+def _changes(made: Plan, recipe: Recipe) -> Iterator[tuple[str, ModelShape, Recipe]]:
+    shape, hardware, reserve = made.shape, made.hardware, made.reserve_bytes
+
+    def fits(changed: Recipe) -> bool:
+        found = ledger(shape, changed, hardware, _smallest(shape, changed, hardware))
+        return _room(found, hardware, reserve) >= 0
+
+    training = recipe.training
+    if training.micro_batch != "auto":
+        yield "training.micro_batch auto", shape, _with(recipe, "training", micro_batch="auto")
+    if training.gradient_checkpointing is False:
+        yield (
+            "training.gradient_checkpointing auto",
+            shape,
+            _with(recipe, "training", gradient_checkpointing="auto"),
+        )
+    elif hardware.device == "cpu" and training.gradient_checkpointing == "auto":
+        yield (
+            "training.gradient_checkpointing true",
+            shape,
+            _with(recipe, "training", gradient_checkpointing=True),
+        )
+    if training.optimizer == "adamw" and hardware.device == "cuda":
+        yield (
+            "training.optimizer paged_adamw_8bit",
+            shape,
+            _with(recipe, "training", optimizer="paged_adamw_8bit"),
+        )
+    if recipe.quantization is None or recipe.quantization.type == "int8":
+        yield "quantization.type nf4", shape, recipe.model_copy(update={"quantization": Quantization()})
+    for key, section, field, value in (
+        ("data.max_length", "data", "max_length", recipe.data.max_length),
+        ("lora.rank", "lora", "rank", recipe.lora.rank),
+    ):
+        smaller = [value >> shift for shift in range(1, value.bit_length()) if value >> shift >= 8]
+        for candidate in smaller:
+            changed = _with(recipe, section, **{field: candidate})
+            if fits(changed):
+                yield f"{key} {candidate}", shape, changed
+                break
+    for name, smaller_shape in _REFERENCE_SHAPES:
+        if smaller_shape.parameters < shape.parameters:
+            everywhere = _with(recipe, "lora", target_modules="all-linear")
+            found = ledger(
+                smaller_shape, everywhere, hardware, _smallest(smaller_shape, everywhere, hardware)
+            )
+            if _room(found, hardware, reserve) >= 0:
+                yield f"a smaller base: LLaMA's {name} shape fits", smaller_shape, everywhere
+                break
+
+
+def _with(recipe: Recipe, section: str, **values: object) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+def _llama(hidden: int, layers: int, heads: int, intermediate: int) -> ModelShape:
+    return shape_of(
+        {
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": intermediate,
+            "vocab_size": 32000,
+        }
+    )
+
+
+# LLaMA's sizes, largest first (Touvron et al. 2023), and a small one: what a smaller base would be.
+_REFERENCE_SHAPES = (
+    ("65B", _llama(8192, 80, 64, 22016)),
+    ("33B", _llama(6656, 60, 52, 17920)),
+    ("13B", _llama(5120, 40, 40, 13824)),
+    ("7B", _llama(4096, 32, 32, 11008)),
+    ("1B", _llama(2048, 22, 32, 5632)),
+    ("135M", _llama(576, 30, 9, 1536)),
+)

@@ -1,0 +1,199 @@
+"""The ledger: QLoRA's published figures, what must hold for any shape, and what autograd really saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterhub.packaging.manifest import Hardware, Quantization
+from adapterhub.trainer.ledger import GIB, Ledger, Setting, adapter_weights, kept_bytes, ledger, scale_bits
+from adapterhub.trainer.recipe import Recipe
+from adapterhub.trainer.shapes import ModelShape, shape_of
+
+GPU = Hardware(device="cuda", name="a GPU", memory_bytes=48 * GIB)
+CPU = Hardware(device="cpu", name="a processor", memory_bytes=16 * GIB)
+
+
+def llama(hidden: int, layers: int, heads: int, intermediate: int, **more: Any) -> ModelShape:
+    config = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": intermediate,
+        "vocab_size": 32000,
+    }
+    return shape_of({**config, **more})
+
+
+LLAMA_65B = llama(8192, 80, 64, 22016)
+
+
+def recipe(rank: int = 16, length: int = 512, **sections: Any) -> Recipe:
+    content = {
+        "name": "r",
+        "base": "b",
+        "data": {"train": "t", "max_length": length},
+        "lora": {"rank": rank},
+        **sections,
+    }
+    return Recipe.from_dict(content, Path())
+
+
+def part(found: Ledger, name: str) -> int:
+    return sum(line.bytes for line in found.parts if line.name == name)
+
+
+def test_double_quantization_costs_what_the_paper_says() -> None:
+    """QLoRA section 3: from 32/64 = 0.5 bits to 8/64 + 32/(64·256) = 0.127 bits a parameter."""
+    assert scale_bits(Quantization(double=False)) == 0.5
+    assert scale_bits(Quantization(double=True)) == pytest.approx(0.127, abs=5e-4)
+
+
+def test_65b_fits_48_gb_as_in_the_paper() -> None:
+    """QLoRA: a 65B model on one 48 GB GPU; its 4-bit base is about 33 GB and r=64 everywhere is 0.8 B
+    weights.
+    """
+    setting = Setting(1, "paged_adamw", "fast", recompute_all=80)
+    found = ledger(LLAMA_65B, recipe(rank=64), GPU, setting)
+    base = part(found, "base codes") + part(found, "base scales")
+    assert base == pytest.approx(33.4e9, rel=0.01)
+    assert adapter_weights(LLAMA_65B, recipe(rank=64)) == pytest.approx(0.8e9, rel=0.01)
+    assert found.predicted_peak_bytes < 48e9
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_scales_are_those_of_bitsandbytes(double: bool) -> None:
+    """Codes and scales of a real NF4 weight, byte for byte but for the 16-value code tables and the fp32
+    offset.
+    """
+    import torch
+    from bitsandbytes.functional import quantize_4bit
+
+    codes, state = quantize_4bit(
+        torch.randn(1024, 512), blocksize=64, quant_type="nf4", compress_statistics=double
+    )
+    scales = state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
+    assert codes.nbytes == 1024 * 512 // 2
+    assert scales * 8 / (1024 * 512) == pytest.approx(scale_bits(Quantization(double=double)), rel=1e-6)
+
+
+shapes = st.builds(
+    lambda heads, groups, dim, layers, wide: llama(
+        heads * groups * dim, layers, heads * groups, 32 * wide, num_key_value_heads=heads
+    ),
+    st.integers(1, 8),
+    st.integers(1, 4),
+    st.sampled_from([16, 64, 128]),
+    st.integers(1, 40),
+    st.integers(1, 200),
+)
+engines = st.sampled_from(["fast", "plain"])
+optimizers = st.sampled_from(["adamw", "paged_adamw", "paged_adamw_8bit"])
+
+
+@given(
+    shape=shapes,
+    rank=st.integers(1, 128),
+    length=st.integers(8, 4096),
+    rows=st.integers(1, 64),
+    engine=engines,
+    optimizer=optimizers,
+    recomputed=st.integers(0, 40),
+    on_cuda=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_more_of_anything_never_takes_less(
+    shape: ModelShape,
+    rank: int,
+    length: int,
+    rows: int,
+    engine: Any,
+    optimizer: Any,
+    recomputed: int,
+    on_cuda: bool,
+) -> None:
+    """Batch, length, rank and layers; and the parts add up."""
+    hardware = GPU if on_cuda else CPU
+    setting = Setting(rows, optimizer, engine, recompute_all=min(recomputed, shape.layers))
+    found = ledger(shape, recipe(rank, length), hardware, setting)
+    assert found.predicted_peak_bytes == sum(p.bytes for p in found.parts if p.on == "device")
+    assert found.host_bytes == sum(p.bytes for p in found.parts if p.on == "host")
+    assert all(p.bytes > 0 and p.formula for p in found.parts)
+
+    total = found.predicted_peak_bytes + found.host_bytes
+
+    def grown(shape: ModelShape = shape, rank: int = rank, length: int = length, rows: int = rows) -> int:
+        changed = Setting(rows, optimizer, engine, recompute_all=min(recomputed, setting.recompute_all))
+        bigger = ledger(shape, recipe(rank, length), hardware, changed)
+        return bigger.predicted_peak_bytes + bigger.host_bytes
+
+    deeper = llama(
+        shape.hidden, shape.layers + 1, shape.heads, shape.intermediate, num_key_value_heads=shape.kv_heads
+    )
+    assert grown(rows=rows + 1) > total
+    assert grown(length=length + 1) > total
+    assert grown(rank=rank + 1) > total
+    assert grown(shape=deeper) > total
+
+
+@given(shape=shapes, rows=st.integers(1, 16))
+@settings(max_examples=50, deadline=None)
+def test_recomputing_more_layers_never_takes_more(shape: ModelShape, rows: int) -> None:
+    layers = shape.layers
+    path = [(0, mlp) for mlp in range(layers + 1)] + [
+        (whole, layers - whole) for whole in range(1, layers + 1)
+    ]
+    peaks = [
+        ledger(shape, recipe(), GPU, Setting(rows, "adamw", "fast", *step)).predicted_peak_bytes
+        for step in path
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_levels_of_recomputation_keep_what_their_names_say() -> None:
+    shape = llama(4096, 32, 32, 11008)
+    assert kept_bytes(shape, "all") == 2 * 4096
+    assert kept_bytes(shape, "mlp") == 2 * 6 * 4096 + 4 * 32
+    assert kept_bytes(shape, "none") - kept_bytes(shape, "mlp") == 2 * 2 * 11008
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "length", "rank"), [(2, 64, 4), (1, 128, 16)])
+def test_saved_activations_are_what_autograd_saves(
+    tiny_base: Path, rows: int, length: int, rank: int
+) -> None:
+    """The plain engine's formula against every tensor that a real forward pass hands to autograd."""
+    import torch
+
+    from adapterhub.trainer.model import attach_adapter, load_base
+    from adapterhub.trainer.shapes import read_shape
+
+    wanted = recipe(rank, length)
+    model = attach_adapter(load_base(tiny_base, Quantization(), "cpu"), wanted.lora, seed=0).train()
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(3, 300, (rows, length))
+    positions = torch.cat([torch.arange(length // 2)] * 2).repeat(rows, 1)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model(input_ids=ids, labels=ids, position_ids=positions, use_cache=False).loss.backward()
+
+    shape = read_shape(tiny_base / "config.json")
+    found = ledger(shape, wanted, CPU, Setting(rows, "adamw", "plain"))
+    log_softmax = 4 * rows * length * shape.vocab
+    predicted = part(found, "saved activations") + part(found, "adapter copies") + log_softmax
+    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(predicted, rel=0.05)

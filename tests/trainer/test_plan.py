@@ -1,0 +1,249 @@
+"""The planner: what it chooses fits and is explained, and what does not fit has a way out; the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterhub.errors import RecipeError, TrainingError
+from adapterhub.packaging.manifest import Hardware
+from adapterhub.trainer.hardware import described_gpu, detect_hardware, parse_size
+from adapterhub.trainer.ledger import GIB, ledger
+from adapterhub.trainer.plan import plan, plan_for
+from adapterhub.trainer.recipe import Recipe
+from adapterhub.trainer.shapes import ModelShape, shape_of
+
+LLAMA = {"model_type": "llama", "vocab_size": 32000}
+SIZES = {
+    "135m": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "intermediate_size": 1536,
+    },
+    "7b": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+    },
+    "65b": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "intermediate_size": 22016,
+    },
+}
+HOST = Hardware(device="cpu", name="a processor", memory_bytes=16 * GIB, count=2)
+
+
+def shape(size: str) -> ModelShape:
+    return shape_of({**LLAMA, **SIZES[size]})
+
+
+def recipe(*overrides: str) -> Recipe:
+    content: dict[str, Any] = {"name": "r", "base": "b", "data": {"train": "t"}, "lora": {"rank": 64}}
+    return Recipe.from_dict(content, Path(), overrides=overrides)
+
+
+def test_a_7b_runs_without_recomputing_on_48_gib() -> None:
+    made = plan_for(recipe("data.max_length=2048"), shape("7b"), described_gpu(48 * GIB))
+    assert (made.setting.recompute_all, made.setting.recompute_mlp) == (0, 0)
+    assert made.micro_batch * made.accumulation == 16
+    assert made.micro_batch >= 2
+    assert not made.gradient_checkpointing
+
+
+def test_a_65b_fits_48_gib_by_recomputing_and_paging() -> None:
+    made = plan_for(recipe(), shape("65b"), described_gpu(48 * GIB))
+    assert made.setting.recompute_all > 0
+    assert made.optimizer == "paged_adamw_32bit"
+    assert made.predicted_peak_bytes + made.reserve_bytes <= 48 * GIB
+
+
+@given(
+    size=st.sampled_from(["7b", "65b"]),
+    gib=st.integers(4, 160),
+    length=st.sampled_from([256, 512, 2048, 8192]),
+    batch=st.sampled_from([1, 6, 16]),
+    cpu=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_plan_fits_or_says_what_would_have_to_give(
+    size: str, gib: int, length: int, batch: int, cpu: bool
+) -> None:
+    hardware = Hardware(device="cpu", name="x", memory_bytes=gib * GIB) if cpu else described_gpu(gib * GIB)
+    wanted = recipe(f"data.max_length={length}", f"training.batch_size={batch}")
+    made = plan(shape(size), wanted, hardware)
+    needed = made.predicted_peak_bytes - made.ledger.reclaimable_bytes + made.reserve_bytes
+    assert made.fits == (needed <= hardware.memory_bytes)
+    assert made.micro_batch * made.accumulation == batch
+    assert made.ledger == ledger(shape(size), wanted, hardware, made.setting)
+    assert all(choice.why for choice in made.choices)
+    assert not made.fits or not made.remedies
+    assert all(remedy.peak_bytes - made.ledger.reclaimable_bytes <= gib * GIB for remedy in made.remedies)
+
+
+def test_more_memory_never_recomputes_more_at_the_same_micro_batch() -> None:
+    wanted = recipe("data.max_length=2048", "training.micro_batch=4")
+    recomputed = []
+    for gib in (12, 16, 20, 24, 32, 48):
+        made = plan(shape("7b"), wanted, described_gpu(gib * GIB))
+        assert made.micro_batch == 4
+        recomputed.append((made.setting.recompute_all, made.setting.recompute_mlp))
+    weights = [3 * whole + mlp for whole, mlp in recomputed]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] > weights[-1] == 0
+
+
+def test_what_the_recipe_fixes_is_kept() -> None:
+    wanted = recipe(
+        "training.micro_batch=2",
+        "training.optimizer=paged_adamw_8bit",
+        "training.gradient_checkpointing=true",
+    )
+    made = plan(shape("7b"), wanted, described_gpu(48 * GIB))
+    assert made.micro_batch == 2
+    assert made.optimizer == "paged_adamw_8bit"
+    assert made.setting.recompute_all == 32
+
+
+def test_what_does_not_fit_is_an_error_with_each_way_out_tried() -> None:
+    wanted = recipe("data.max_length=8192", "training.gradient_checkpointing=false")
+    made = plan(shape("7b"), wanted, described_gpu(12 * GIB))
+    assert not made.fits
+    assert {remedy.change for remedy in made.remedies} >= {"training.gradient_checkpointing auto"}
+    fixed = recipe("data.max_length=8192")
+    assert plan(shape("7b"), fixed, described_gpu(12 * GIB)).fits
+    with pytest.raises(TrainingError, match="does not fit") as caught:
+        plan_for(wanted, shape("7b"), described_gpu(12 * GIB))
+    assert "gradient_checkpointing auto" in caught.value.fix
+
+
+def test_the_cpu_gets_enough_tokens_and_no_more() -> None:
+    small = shape_of({**LLAMA, **SIZES["135m"], "num_key_value_heads": 3, "tie_word_embeddings": True})
+    assert plan(small, recipe("data.max_length=128"), HOST).micro_batch == 4
+    assert plan(small, recipe("data.max_length=512"), HOST).micro_batch == 1
+    assert plan(small, recipe("data.max_length=64", "training.batch_size=4"), HOST).micro_batch == 4
+
+
+def test_an_architecture_the_fast_path_does_not_know_is_planned_plain() -> None:
+    gemma2 = shape_of({**LLAMA, **SIZES["7b"], "model_type": "gemma2"})
+    made = plan(gemma2, recipe(), described_gpu(48 * GIB))
+    assert made.setting.engine == "plain"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("48GiB", 48 * GIB), ("24GB", 24 * 10**9), ("80g", 80 * GIB), (" 1.5 TiB ", 1536 * GIB), ("1024", 1024)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "0g", "48 GiB of memory", "1e9", "99999999999TiB", "４８GiBx"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="size of memory"):
+        parse_size(text)
+
+
+def test_this_machine_has_a_name_and_memory() -> None:
+    found = detect_hardware()
+    assert found.name
+    assert found.memory_bytes > GIB // 4
+    assert found.count >= 1
+
+
+@pytest.fixture
+def config_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**LLAMA, **SIZES["7b"]}))
+    return folder
+
+
+def test_the_command_prints_one_document(
+    config_folder: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = run_cli(
+        "plan", config_folder, "--gpu", "48GiB", "--json", "--set", "data.max_length=2048"
+    )
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert document["fits"] is True
+    assert document["model"]["parameters"] == 6_738_415_616
+    on_device = sum(part["bytes"] for part in document["ledger"] if part["on"] == "device")
+    assert on_device == document["predicted_peak_bytes"]
+
+
+def test_the_command_shows_a_table_and_exits_6_when_nothing_fits(
+    config_folder: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, _ = run_cli("plan", config_folder, "--gpu", "48GiB")
+    assert code == 0
+    assert "base codes" in out
+    assert "fits" in out
+    code, out, err = run_cli("plan", config_folder, "--gpu", "3GB")
+    assert code == 6
+    assert "base codes" in out
+    assert "does not fit" in err
+    assert "LLaMA's 1B shape fits" in err
+
+
+def test_the_command_plans_a_recipe_for_its_own_base(
+    config_folder: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: r\nbase: base\ndata: {train: rows.jsonl, max_length: 1024}\nlora: {rank: 8}\n")
+    code, out, _ = run_cli("plan", path, "--gpu", "24GB", "--json")
+    assert code == 0
+    formulas = {part["name"]: part["formula"] for part in json.loads(out)["ledger"]}
+    assert formulas["adapter weights"].startswith("rank 8:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "no such file"),
+        (["recipe.yaml"], "no such file"),
+        (["--gpu", "many", "base"], "size of memory"),
+        (["base", "--gpu", "48GiB", "--set", "lora.rang=3"], "lora.rank"),
+        (["base", "--gpu", "48GiB", "--set", "lora.target_modules=[q_prj]"], "q_prj"),
+        (["base/config.json", "--gpu", "48GiB"], "config.json"),
+    ],
+)
+def test_the_command_names_what_it_cannot_use(
+    config_folder: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(config_folder.parent)
+    code, out, err = run_cli("plan", *arguments)
+    assert code == 2
+    assert words in err
+    assert "Traceback" not in err
+    assert not out
+
+
+def test_planning_for_a_card_does_not_import_torch(config_folder: Path) -> None:
+    program = (
+        "import sys; from adapterhub.cli import main; "
+        "code = main(sys.argv[1:]); print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    arguments = ["plan", str(config_folder), "--gpu", "48GiB", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "False"
