@@ -49,7 +49,8 @@ PUBLISHED = {
     ),
     "gemma-3-1b": (
         {
-            **llama(1152, 26, 4, 6912, 262144, num_key_value_heads=1, head_dim=256), "model_type": "gemma3_text",
+            **llama(1152, 26, 4, 6912, 262144, num_key_value_heads=1, head_dim=256),
+            "model_type": "gemma3_text",
         },
         999_885_952,
     ),
