@@ -1,12 +1,17 @@
-"""``adapterhub hub …``: the embedded Hub."""
+"""``adapterhub hub …``: the embedded Hub and its tokens."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from adapterhub.errors import HubError
+
+_ROOT = click.argument("root", type=click.Path(file_okay=False, path_type=Path))
 
 
 @click.group("hub")
@@ -15,7 +20,7 @@ def hub_command() -> None:
 
 
 @hub_command.command("serve")
-@click.argument("root", type=click.Path(file_okay=False, path_type=Path))
+@_ROOT
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8081, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
@@ -37,27 +42,84 @@ def serve_command(root: Path, host: str, port: int, user: str | None, token: str
     public repositories, and only the owner's tokens may write, or see private ones. Without any token the Hub
     is open: everybody who reaches it is the user "local" and may write everywhere; so it then listens on
     loopback only.
-
-    Uploads go through git-lfs: clients with hf_xet installed need HF_HUB_DISABLE_XET=1.
     """
     if (user is None) != (token is None):
         raise click.UsageError("--user and --token belong together.")
-    if token is not None and (
-        not token.strip() or not token.isascii() or not token.isprintable() or " " in token
-    ):
+    if token is not None and not (token.isascii() and token.isprintable() and token.split() == [token]):
         raise click.UsageError("--token must be printable ASCII without blanks.")
-    try:
+    with _serve_extra():
         from adapterhub.hub.server.serve import serve
-    except ModuleNotFoundError as err:
-        if (err.name or "").partition(".")[0] not in ("dulwich", "starlette", "uvicorn"):
-            raise
-        raise HubError(
-            f"the embedded Hub needs {err.name}, which is not installed", "pip install 'adapterhub[serve]'"
-        ) from err
 
-    def announce(address: str) -> None:
+    def announce(address: str, open_to_all: bool) -> None:
         click.echo(f"listening on {address}")
-        if user is None and token is None:
-            click.echo("no --token given: see `adapterhub hub serve --help` for who may write", err=True)
+        if open_to_all:
+            click.echo("no tokens: everybody on this machine may read and write everything here", err=True)
+        elif host not in ("127.0.0.1", "localhost", "::1"):
+            click.echo("plain HTTP: put a TLS proxy in front, or tokens travel readable to others", err=True)
 
     serve(root, host, port, user, token, announce=announce)
+
+
+@hub_command.group("token")
+def token_group() -> None:
+    """Add, list and revoke the tokens that a Hub's folder keeps (their digests only)."""
+
+
+@token_group.command("add")
+@_ROOT
+@click.option("--user", required=True, help="Whose token it is.")
+@click.option("--role", type=click.Choice(["read", "write"]), default="write", show_default=True)
+@click.option(
+    "--org", "orgs", multiple=True, help="A further namespace of theirs, such as a team's; may be repeated."
+)
+def add_token_command(root: Path, user: str, role: str, orgs: tuple[str, ...]) -> None:
+    """Make a token for the Hub in the folder ROOT and print it: it is shown only this once."""
+    with _serve_extra():
+        from adapterhub.hub.server.accounts import add_token
+    token, record = add_token(root, user, role, orgs)
+    click.echo(token)
+    click.echo(f"token {record.id} of {user}, role {role}; a running Hub accepts it at once", err=True)
+
+
+@token_group.command("list")
+@_ROOT
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_tokens_command(root: Path, as_json: bool) -> None:
+    """List the tokens kept in the folder ROOT: id, user, role, organisations, when made."""
+    with _serve_extra():
+        from adapterhub.hub.server.accounts import read_tokens
+    records = read_tokens(root)
+    if as_json:
+        rows = [
+            {"id": it.id, "user": it.user, "role": it.role, "orgs": it.orgs, "created": it.created}
+            for it in records
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for it in records:
+        click.echo("  ".join([it.id, it.user, it.role, ",".join(it.orgs) or "-", it.created]))
+
+
+@token_group.command("revoke")
+@_ROOT
+@click.argument("token_id")
+def revoke_token_command(root: Path, token_id: str) -> None:
+    """Revoke the token with TOKEN_ID (see `list`); a Hub that is running refuses it from now on."""
+    with _serve_extra():
+        from adapterhub.hub.server.accounts import revoke_token
+    record = revoke_token(root, token_id)
+    click.echo(f"revoked {record.id} of {record.user}", err=True)
+
+
+@contextlib.contextmanager
+def _serve_extra() -> Iterator[None]:
+    """Say which extra is missing when the Hub's own dependencies are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        missing = (err.name or "").partition(".")[0]
+        if missing not in ("dulwich", "starlette", "uvicorn"):
+            raise
+        raise HubError(
+            f"the embedded Hub needs {missing}, which is not installed", "pip install 'adapterhub[serve]'"
+        ) from err

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from adapterhub.errors import HubError
 from adapterhub.hub.server.files import replace_file
+from adapterhub.hub.server.names import NAME_RULE, is_owner
 from adapterhub.hub.server.refusals import Refusal
 
 FILE_NAME = "accounts.json"
-ROLES = ("read", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,10 @@ def read_tokens(root: Path) -> list[TokenRecord]:
 
 
 def add_token(root: Path, user: str, role: str, orgs: Sequence[str]) -> tuple[str, TokenRecord]:
-    """Make a token and keep its digest -> (the token, shown only now; its record)."""
+    """Make a token and keep its digest -> (the token, shown only now; its record). Raises HubError."""
+    for name in (user, *orgs):
+        if not is_owner(name):
+            raise HubError(f"{name!r} is not a name for a user or an organisation", NAME_RULE)
     token = "ah_" + secrets.token_urlsafe(32)
     record = new_record(token, user, role, orgs)
     root.mkdir(parents=True, exist_ok=True)

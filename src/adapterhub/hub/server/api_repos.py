@@ -33,9 +33,8 @@ def whoami(call: Call) -> dict[str, Any]:
 def create_repo(call: Call) -> Any:
     repo = _repo_in_body(call)
     account = call.check_may_write(repo.owner)
-    visibility = call.document().get("visibility", "public")
     try:
-        call.hub.store.create(repo, private=_is_private(visibility), author=author_line(account))
+        call.hub.store.create(repo, private=_is_private(call.document()), author=author_line(account))
     except Refusal as refusal:
         if refusal.status != 409:
             raise
@@ -75,8 +74,8 @@ def change_settings(call: Call) -> dict[str, Any]:
     store = call.hub.store
     with store.lock(repo):
         settings = store.settings(repo)
-        if "visibility" in document:
-            settings = replace(settings, private=_is_private(document["visibility"]))
+        if "visibility" in document or "private" in document:
+            settings = replace(settings, private=_is_private(document))
         if "gated" in document:
             if document["gated"] not in (False, "auto", "manual"):
                 raise bad_request("gated is false, 'auto' or 'manual'")
@@ -213,10 +212,12 @@ def _checked(type_: str, owner: object, name: str) -> RepoId:
     return RepoId(type_, owner, name)
 
 
-def _is_private(visibility: object) -> bool:
+def _is_private(document: dict[str, Any]) -> bool:
+    """From ``visibility``, or from the ``private`` that older clients send."""
+    visibility = document.get("visibility", "private" if document.get("private") else "public")
     if visibility not in ("public", "private"):
         raise bad_request("visibility is 'public' or 'private'")
-    return visibility == "private"
+    return bool(visibility == "private")
 
 
 _REPO = "/api/{kind}/{owner}/{name}"

@@ -17,6 +17,7 @@ PAGE_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 # First parts of addresses that are not a namespace
 _RESERVED = {"api", "buckets", "collections", "datasets", "kernels", "lfs", "models", "settings", "spaces"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+NAME_RULE = "use letters, digits, '-', '_' and '.', at most 96 characters, and no reserved word"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_PATH_BYTES = 1024
 _MAX_PART_BYTES = 255

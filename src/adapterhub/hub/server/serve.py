@@ -15,26 +15,31 @@ from adapterhub.hub.server.addresses import Signer
 from adapterhub.hub.server.app import build_app, is_loopback
 from adapterhub.hub.server.calls import Hub
 from adapterhub.hub.server.limits import Limits
-from adapterhub.hub.server.names import is_owner
+from adapterhub.hub.server.names import NAME_RULE, is_owner
 from adapterhub.hub.server.storage import Store
 
 _GRACE = 5  # seconds that running requests get after the signal to stop
 
 
 def serve(
-    root: Path, host: str, port: int, user: str | None, token: str | None, *, announce: Callable[[str], None]
+    root: Path,
+    host: str,
+    port: int,
+    user: str | None,
+    token: str | None,
+    *,
+    announce: Callable[[str, bool], None],
 ) -> None:
     """Serve the Hub in ``root`` until SIGINT or SIGTERM.
 
     ``port`` 0 takes a free one. With ``user`` and ``token`` that user may write to their own namespace; with
     neither, and no tokens kept in ``root``, everybody on this machine may write everywhere. ``announce`` gets
-    the address once connections are accepted. Raises HubError for a root in use, a user name the Hub does not
-    allow, or an open Hub on a public address; OSError when the port is taken.
+    the address, and whether everybody may write, once connections are accepted. Raises HubError for a root in
+    use, a user name the Hub does not allow, or an open Hub on a public address; OSError when the port is
+    taken.
     """
     if user is not None and not is_owner(user):
-        raise HubError(
-            f"{user!r} is not a user name", "use letters, digits, '-', '_' and '.', at most 96 characters"
-        )
+        raise HubError(f"{user!r} is not a user name", NAME_RULE)
     given = new_record(token, user, "write", ()) if user is not None and token is not None else None
     accounts = Accounts(root, given)
     if accounts.open and not is_loopback(host):
@@ -48,7 +53,9 @@ def serve(
         hub = Hub(store, accounts, Signer(root, limits.address_lifetime), limits)
         with _bind(host, port) as listener:
             shown = f"[{host}]" if ":" in host else host
-            _run(hub, listener, lambda: announce(f"http://{shown}:{listener.getsockname()[1]}"))
+            _run(
+                hub, listener, lambda: announce(f"http://{shown}:{listener.getsockname()[1]}", accounts.open)
+            )
     finally:
         store.close()
 
