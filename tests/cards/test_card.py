@@ -17,9 +17,10 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from adapterhub.cards import page as cards_page
 from adapterhub.cards.card import read_card
 from adapterhub.packaging.evidence import CURVE, FAILURES, SCORES, ScoresEvidence
-from adapterhub.packaging.manifest import Manifest, Parent
+from adapterhub.packaging.manifest import Manifest, Merge, Parent
 from adapterhub.packaging.release import Release
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -103,11 +104,13 @@ def test_models_made_from_an_adapter_are_named_so(
     rich_release: Path, run_cli: RunCli, edit: Edit, kind: str, relation: str
 ) -> None:
     base = Manifest.read(rich_release).base.model_copy(update={"name": "owner/base"})
-    edit(rich_release, kind=kind, base=base, parent=Parent(ref="owner/a@0.1.0", manifest_sha256="e" * 64))
+    parent = Parent(ref="owner/a@0.1.0", manifest_sha256="e" * 64)
+    edit(rich_release, kind=kind, base=base, parent=parent, merge=Merge(onto="trained"))
     card, page = render(rich_release, run_cli)
     assert card.data.base_model_relation == relation
     assert card.data.library_name == "transformers"
     assert "owner/a@0.1.0" in page.text
+    assert "the weights as training quantized them, rounded to bfloat16" in page.text
     assert "load_adapter" not in card.text + page.text
 
 
@@ -371,3 +374,25 @@ def test_the_card_needs_no_torch(rich_release: Path) -> None:
 def test_curve_tables_keep_first_last_and_held_out(rich_release: Path) -> None:
     rows = read_card(Release.open(rich_release)).curve_rows
     assert [point.step for point in rows] == [1, 30, 60, 90, 120]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_every_text_colour_has_contrast(scheme: str) -> None:
+    """WCAG 2.2, success criterion 1.4.3: at least 4.5 to 1 on both backgrounds."""
+    style = (Path(cards_page.__file__).parent / "templates/page.css").read_text(encoding="utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    light, dark, paper = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in blocks)
+    colours = {"light": light, "dark": dark, "print": paper}[scheme]
+    for name in ("ink", "ink-soft", "link", "wrong", "right", "series-1", "series-2"):
+        for behind in ("paper", "raised"):
+            assert contrast(colours[name], colours[behind]) >= 4.5, (name, behind)
+
+
+def contrast(first: str, second: str) -> float:
+    def luminance(colour: str) -> float:
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(first), luminance(second)))
+    return (lighter + 0.05) / (darker + 0.05)

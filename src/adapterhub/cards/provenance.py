@@ -45,6 +45,9 @@ def list_facts(card: Card) -> list[Fact]:
     if manifest.parent:
         facts.append(Fact("made from", manifest.parent.ref))
         facts.append(Fact("its manifest's sha256", manifest.parent.manifest_sha256, is_code=True))
+    if manifest.merge:
+        onto = {"original": "the base's 16-bit weights", "trained": "the weights as training quantized them"}
+        facts.append(Fact("merged onto", f"{onto[manifest.merge.onto]}, rounded to {manifest.merge.dtype}"))
     facts.append(
         Fact("hardware", hardware_in_words(manifest.hardware) if manifest.hardware else NOT_RECORDED)
     )

@@ -1,0 +1,68 @@
+"""The programs that a card shows are run as they stand in it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from adapterhub.cards.card import read_card
+from adapterhub.cards.snippets import render_snippets
+from adapterhub.packaging.manifest import Manifest
+from adapterhub.packaging.release import Release
+
+
+def run_programs(folder: Path) -> list[str]:
+    """What each Python block of a card's README prints, run where the release's folder lies."""
+    tokens = MarkdownIt("commonmark").parse(ModelCard.load(folder / "README.md").text)
+    printed = []
+    for token in tokens:
+        if token.type == "fence" and token.info == "python":
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(compile(token.content, "card", "exec"), {})  # noqa: S102
+            printed.append(out.getvalue())
+    return printed
+
+
+def test_both_programs_run_and_say_the_same(
+    tiny_release: Path,
+    tiny_base: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run_cli("card", tiny_release)[0] == 0
+    (tiny_release.parent / "tiny-llama").symlink_to(tiny_base)
+    monkeypatch.chdir(tiny_release.parent)
+    printed = run_programs(tiny_release)
+    assert len(printed) == 2
+    assert printed[0] == printed[1]
+    assert printed[0].strip()
+
+
+def test_a_base_on_the_hub_is_named_with_its_commit(tiny_release: Path, edit: Callable[..., None]) -> None:
+    base = Manifest.read(tiny_release).base
+    assert base is not None
+    edit(tiny_release, base=base.model_copy(update={"name": "owner/base", "revision": "f" * 40}))
+    ours, peft = render_snippets(read_card(Release.open(tiny_release)))
+    assert 'load_adapter("./tiny-orders")' in ours.code
+    assert f'    "owner/base",\n    revision="{"f" * 40}",' in peft.code
+
+
+def test_a_named_base_without_a_commit_is_the_readers_folder(
+    tiny_release: Path, edit: Callable[..., None]
+) -> None:
+    """Its weights may differ from the Hub's, so only a folder with the right digest will do."""
+    base = Manifest.read(tiny_release).base
+    assert base is not None
+    edit(tiny_release, base=base.model_copy(update={"name": "owner/base", "quantization": None}))
+    ours, peft = render_snippets(read_card(Release.open(tiny_release)))
+    assert 'load_adapter("./tiny-orders", base="./base")' in ours.code
+    assert '"./base"' in peft.code
+    assert "quantization" not in peft.code
+    compile(peft.code, "card", "exec")
