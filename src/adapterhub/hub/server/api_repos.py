@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adapterhub.hub.server.calls import Call, author_line, endpoint
@@ -142,12 +143,14 @@ def list_repos(call: Call) -> list[dict[str, Any]]:
     return found[: int(limit)] if limit.isdigit() else found
 
 
-def validate_yaml(call: Call) -> dict[str, Any]:
+def validate_yaml(call: Call) -> Response:
+    """What is wrong with a card; the client reads the lists, and refuses the card when the status is 400."""
     errors, warnings = check_card(call.text("content"))
-    return {
+    answer = {
         "errors": [{"message": text} for text in errors],
         "warnings": [{"message": text} for text in warnings],
     }
+    return JSONResponse(answer, status_code=400 if errors else 200)
 
 
 def _describe(
