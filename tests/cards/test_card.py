@@ -396,3 +396,31 @@ def contrast(first: str, second: str) -> float:
 
     darker, lighter = sorted((luminance(first), luminance(second)))
     return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_checks_of_other_kinds_are_shown_as_they_are(rich_release: Path, run_cli: RunCli) -> None:
+    case = json.loads((rich_release / FAILURES).read_text(encoding="utf-8").splitlines()[0])
+    case["expected"] = {"type": "regex", "pattern": "^(yes|no)$"}
+    Release.open(rich_release).with_files({FAILURES: json.dumps(case).encode()})
+    card, page = render(rich_release, run_cli)
+    for text in (card.text, page.text):
+        assert '{"pattern": "^(yes|no)$", "type": "regex"}' in text
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e30, float("inf"), float("nan")])
+def test_odd_losses_still_make_a_card(rich_release: Path, run_cli: RunCli, loss: float) -> None:
+    curve = json.loads((rich_release / CURVE).read_bytes())
+    for point in curve["points"][::3]:
+        point["loss"] = loss
+    Release.open(rich_release).with_files({CURVE: json.dumps(curve).encode()})
+    render(rich_release, run_cli)
+
+
+def test_a_run_without_losses_has_no_picture(rich_release: Path, run_cli: RunCli) -> None:
+    curve = json.loads((rich_release / CURVE).read_bytes()) | {"points": [{"step": 1}]}
+    Release.open(rich_release).with_files({CURVE: json.dumps(curve).encode()})
+    card, page = render(rich_release, run_cli)
+    assert not page.all("svg")
+    assert "curve.svg" not in card.text
+    assert "| 1 | not measured | not measured |" in card.text
+    assert "None" not in card.text + page.text

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -103,17 +104,17 @@ class Card:
         trained = {data.sha256 for data in self.rows("train")}
         return self.scores is not None and self.scores.data.sha256 in trained
 
-    @property
+    @cached_property
     def failure_classes(self) -> dict[str, int]:
         """How many recorded cases each class has, most frequent first."""
         return count_classes(self.failures or ())
 
-    @property
+    @cached_property
     def regressions(self) -> int:
         """Recorded cases that the base answers right."""
         return sum(is_regression(case) for case in self.failures or ())
 
-    @property
+    @cached_property
     def worst(self) -> list[FailureCase]:
         """The cases that are shown whole."""
         return worst_first(self.failures or ())[:WORST_SHOWN]

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapterhub.cards import formats, prose, provenance
 from adapterhub.cards.card import Card
-from adapterhub.cards.failures import CLASSES
+from adapterhub.cards.failures import CLASSES, expected_text
 from adapterhub.cards.snippets import is_pinned, render_snippets
 
 
@@ -36,6 +36,7 @@ def filters() -> dict[str, Callable[..., str]]:
     return {
         "bytes": formats.in_bytes,
         "class_in_words": lambda name: CLASSES.get(name, ""),
+        "expected": expected_text,
         "figures": formats.in_figures,
         "hardware": formats.hardware_in_words,
         "interval_of": formats.interval_of,

@@ -25,9 +25,6 @@ CLASSES = {
     WRONG_ANSWER: "The answer is not the expected one.",
 }
 
-# Similarity is quadratic in the texts' length; this is ample to rank by.
-_COMPARED_CHARS = 2000
-
 
 def find_failures(
     questions: Sequence[Question],
@@ -93,6 +90,14 @@ def is_regression(case: FailureCase) -> bool:
     )
 
 
+def expected_text(case: FailureCase) -> str:
+    """What was expected, to be read: the value of an exact check, any other check as compact JSON."""
+    value = case.expected.get("value")
+    if case.expected.get("type") == "exact" and isinstance(value, str):
+        return value
+    return json.dumps(case.expected, ensure_ascii=False, sort_keys=True)
+
+
 def worst_first(cases: Sequence[FailureCase]) -> list[FailureCase]:
     """Cases that the base gets right first, then by how little the answer is like the expected one."""
     return sorted(cases, key=lambda case: (not is_regression(case), _similarity(case), case.id))
@@ -104,9 +109,8 @@ def to_jsonl(cases: Sequence[FailureCase]) -> bytes:
 
 
 def _similarity(case: FailureCase) -> float:
-    """difflib's ratio of expected and observed text, 0 to 1."""
-    expected = str(case.expected.get("value", ""))[:_COMPARED_CHARS]
-    return SequenceMatcher(None, expected, case.observed.strip()[:_COMPARED_CHARS], autojunk=False).ratio()
+    """The share of characters that both texts have in common (difflib's quick_ratio), 0 to 1."""
+    return SequenceMatcher(None, expected_text(case), case.observed.strip(), autojunk=False).quick_ratio()
 
 
 def _is_structured(text: str) -> bool:
