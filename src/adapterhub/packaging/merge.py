@@ -28,9 +28,9 @@ from adapterhub.packaging.base import check_base, check_config, weight_files
 from adapterhub.packaging.checkpoint import Checkpoint, open_checkpoint
 from adapterhub.packaging.companions import write_companions
 from adapterhub.packaging.files import sha256_file, staged_folder
-from adapterhub.packaging.manifest import MANIFEST_NAME, FileEntry, Merge, Parent, Quantization
+from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, FileEntry, Merge, Parent, Quantization
 from adapterhub.packaging.release import Release, new_release
-from adapterhub.packaging.shards import Rewritten, rewrite_shard
+from adapterhub.packaging.shards import Digests, rewrite_shard
 from adapterhub.packaging.sums import SumPlan, plan_sums, target_dtype
 from adapterhub.packaging.tensors import DTYPE_BYTES, TensorFile, encode_header
 from adapterhub.version import __version__
@@ -62,7 +62,7 @@ class MergeReport:
     requantized: int
     """Those that went through 4 bits."""
     size: int
-    """Bytes of the new shards."""
+    """Bytes of the new tensors."""
     seconds: float
     release: Release | None
     """None for a plain PEFT folder."""
@@ -80,9 +80,9 @@ def merge_adapter(
     """Merge the adapter in ``adapter`` into the checkpoint ``base``, and write a checkpoint to ``out``.
 
     ``adapter`` is a release's folder or a plain PEFT one. The result has the base's shards and index, its
-    weights in bfloat16, and loads with transformers alone. Of a release it is a release too, of kind ``merged``,
-    and the base must have the digests that the adapter's manifest names. ``threads`` defaults to the
-    processors at hand and changes no byte of the weights.
+    weights in bfloat16, and loads with transformers alone. Of a release it is a release too, of kind
+    ``merged``, and the base must have the digests that the adapter's manifest names. ``threads`` defaults
+    to the processors at hand and changes no byte of the weights.
 
     Raises ReleaseError when a factor matches nothing in the base or cannot be merged right, or when ``out``
     exists; BaseMismatchError for another base; SignatureError for a changed file of the release; OSError
@@ -99,12 +99,12 @@ def merge_adapter(
     _check_space(out, checkpoint)
     written: dict[str, FileEntry] = {}
     with _target(out, source, onto, written) as staging:
-        shards = _rewrite_all(checkpoint, plan, staging, threads or _processors(), progress)
-        written.update({name: shard.target for name, shard in shards.items()})
+        shards = _rewrite_all(
+            checkpoint, plan, staging, threads or _processors(), source is not None, progress
+        )
+        written.update({name: digests.target for name, digests in shards.items()})
         if lock is not None:
-            digests = {name: shard.source_sha256 for name, shard in shards.items()}
-            others = [path for path in weight_files(base) if path.name not in digests]
-            check_base(lock, base, digests | {path.name: sha256_file(path) for path in others})
+            _check_weights(lock, base, {name: digests.source_sha256 for name, digests in shards.items()})
         write_companions(checkpoint, adapter, staging)
     return MergeReport(
         out=out,
@@ -113,7 +113,7 @@ def merge_adapter(
         tensors=len(checkpoint.tensors),
         merged=len(plan.pairs),
         requantized=len(plan.quantized),
-        size=sum(entry.size for entry in written.values()),
+        size=_new_size(checkpoint),
         seconds=time.monotonic() - started,
         release=Release.open(out) if source else None,
     )
@@ -145,12 +145,21 @@ def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
     return source.manifest.base.quantization
 
 
+def _check_weights(lock: BaseLock, base: Path, digests: dict[str, str]) -> None:
+    """Hold the base's weight files against the lock; those not in ``digests`` are hashed first."""
+    others = {path.name: sha256_file(path) for path in weight_files(base) if path.name not in digests}
+    check_base(lock, base, digests | others)
+
+
+def _new_size(checkpoint: Checkpoint) -> int:
+    """Bytes of the new shards, but for their headers."""
+    entries = checkpoint.tensors.values()
+    return sum(math.prod(entry.shape) * DTYPE_BYTES[target_dtype(entry)] for entry in entries)
+
+
 def _check_space(out: Path, checkpoint: Checkpoint) -> None:
     """Raise OSError (ENOSPC) before the work rather than at its end."""
-    entries = checkpoint.tensors.values()
-    needed = (
-        sum(math.prod(entry.shape) * DTYPE_BYTES[target_dtype(entry)] for entry in entries) + _SPARE_BYTES
-    )
+    needed = _new_size(checkpoint) + _SPARE_BYTES
     folder = next(parent for parent in out.absolute().parents if parent.is_dir())
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed", str(folder))
@@ -190,9 +199,9 @@ def _tools(onto: Onto) -> tuple[str, ...]:
 
 
 def _rewrite_all(
-    checkpoint: Checkpoint, plan: SumPlan, folder: Path, threads: int, progress: Progress
-) -> dict[str, Rewritten]:
-    """Rewrite every shard into ``folder``, some at the same time; the results by file name."""
+    checkpoint: Checkpoint, plan: SumPlan, folder: Path, threads: int, digests: bool, progress: Progress
+) -> dict[str, Digests]:
+    """Rewrite every shard into ``folder``, some at the same time; their digests by file name if wanted."""
     lock, stopped = threading.Lock(), threading.Event()
     done = 0
 
@@ -204,7 +213,7 @@ def _rewrite_all(
             done += count
             progress(done, checkpoint.size)
 
-    def rewrite(shard: TensorFile) -> Rewritten:
+    def rewrite(shard: TensorFile) -> Digests | None:
         header = encode_header(
             ((entry.name, target_dtype(entry), entry.shape) for entry in shard.entries), shard.metadata
         )
@@ -215,6 +224,7 @@ def _rewrite_all(
                 header,
                 plan.pieces(shard),
                 threads=max(1, threads // at_once),
+                digests=digests,
                 progress=advance,
             )
         except BaseException:
@@ -233,7 +243,8 @@ def _rewrite_all(
         for error in failures:
             if not isinstance(error, _Stopped):
                 raise error
-        return {name: future.result() for name, future in futures.items()}
+        results = {name: future.result() for name, future in futures.items()}
+    return {name: result for name, result in results.items() if result is not None}
 
 
 @contextmanager

@@ -41,19 +41,19 @@ def quantized_names(config: Mapping[str, Any], tensors: Iterable[TensorEntry]) -
 
 
 def through_4bit(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """``weight`` (any shape, on the CPU) quantized and dequantized: what the optimizer saw of it.
+    """``weight`` (any shape, on the CPU) quantized and dequantized, in bfloat16: as the optimizer saw it.
 
-    Bit for bit bitsandbytes' ``dequantize_4bit(*quantize_4bit(weight, compress_statistics=double))``,
-    computed in pieces that fit the cache. Quantized from and returned in ``quantization.compute_dtype``, as
-    transformers loads it. Raises ReleaseError for LLM.int8(), which keeps outliers apart by activation and
-    so has no such weights.
+    From and to bfloat16 whatever the compute dtype, because the base is loaded so and dequantized weights are
+    cast after that. Bit for bit bitsandbytes' ``dequantize_4bit(*quantize_4bit(weight.flatten(), …))``,
+    computed in pieces that fit the cache. Raises ReleaseError for LLM.int8(), which sets outliers apart by
+    activation and so has no such weights.
     """
     if quantization.type == "int8":
         raise ReleaseError("a base in LLM.int8() has no dequantized weights", "merge --onto original")
     import torch
     from bitsandbytes import functional as bnb
 
-    flat = weight.to(getattr(torch, quantization.compute_dtype)).reshape(-1)
+    flat = weight.to(torch.bfloat16).reshape(-1)
     size, kind = quantization.block_size, quantization.type
     pieces = [
         bnb.quantize_4bit(piece, blocksize=size, compress_statistics=False, quant_type=kind)

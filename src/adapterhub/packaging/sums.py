@@ -174,14 +174,10 @@ def _requantized(
     view: memoryview,
 ) -> memoryview:
     """The whole of W through 4 bits, with s·B·A added."""
-    import torch
-
     weight = through_4bit(_tensor(view, entry.dtype).view(entry.shape), quantization)
     if add is not None:
-        if weight.dtype != torch.bfloat16:
-            weight = weight.to(torch.float32)
         add(weight, 0)
-    return _bytes(weight.to(torch.bfloat16))
+    return _bytes(weight)
 
 
 def _add(pair: LoraPair, transposed: bool, load: LoadPair, weight: torch.Tensor, first: int) -> None:
