@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.server.accounts import Account, Accounts
 from adapterhub.hub.server.addresses import Signer
+from adapterhub.hub.server.documents import parse_json
 from adapterhub.hub.server.limits import Limits
 from adapterhub.hub.server.names import KINDS, RepoId, is_name, is_owner
 from adapterhub.hub.server.refusals import Refusal, bad_request, forbidden, repo_not_found, too_large
@@ -240,10 +240,7 @@ async def _read_body(request: Request, kind: str | None, limit: int) -> Any:
         raw += chunk
     if kind == "form":
         return parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True)
-    try:
-        return json.loads(raw) if raw.strip() else {}
-    except (ValueError, RecursionError):
-        raise bad_request("The request's body is not JSON") from None
+    return parse_json(raw) if raw.strip() else {}
 
 
 async def limited(request: Request, limit: int) -> AsyncIterator[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 from dulwich.objects import Blob
 
 from adapterhub.hub.server.attributes import add_large_files, large_file_matcher
+from adapterhub.hub.server.documents import parse_json
 from adapterhub.hub.server.lfs import LargeFiles, is_digest
 from adapterhub.hub.server.limits import Limits
 from adapterhub.hub.server.names import check_path
@@ -102,11 +102,8 @@ def _rows(lines: BinaryIO, limits: Limits) -> Iterator[tuple[str, dict[str, Any]
             )
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            key, value = row["key"], row["value"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise bad_request("A line of the commit is not a JSON object with key and value") from None
+        row = parse_json(line)
+        key, value = (row.get("key"), row.get("value")) if isinstance(row, dict) else (None, None)
         if not isinstance(key, str) or not isinstance(value, dict):
             raise bad_request("A line of the commit is not a JSON object with key and value")
         yield key, value

@@ -23,8 +23,10 @@ class Refusal(Exception):
         self.headers = headers or {}
 
     def response(self) -> JSONResponse:
-        # A header is one line of latin-1; the body carries the text as it is.
-        line = " ".join(self.message.split()).encode("ascii", "replace").decode()
+        # A header is one line of printable ASCII; the body carries the text as it is.
+        line = "".join(
+            it if it.isascii() and it.isprintable() else "?" for it in " ".join(self.message.split())
+        )
         headers = {**self.headers, "X-Error-Message": line}
         if self.code:
             headers["X-Error-Code"] = self.code
