@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from packaging.version import InvalidVersion
 from packaging.version import Version as PyPIVersion
@@ -16,7 +16,7 @@ from adapterhub.packaging.files import check_relative_path
 
 MANIFEST_NAME = "adapterhub.json"
 SIGNATURE_NAME = "model.sig"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
 Kind = Literal["adapter", "merged", "quantized", "dataset"]

@@ -12,7 +12,9 @@ from adapterhub.errors import ReleaseError, SignatureError
 from adapterhub.packaging.files import list_files, sha256_file, staged_folder, write_atomic
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 
-_NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME)
+NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME, ".gitattributes")
+"""What a release holds without listing it; the Hub puts .gitattributes into every repository, and nothing loads it."""
+
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Release:
         """
         listed = self.manifest.files
         if only is None:
-            unlisted = [name for name in list_files(self.path) if name not in listed and name not in _NOT_LISTED]
+            unlisted = [name for name in list_files(self.path) if name not in listed and name not in NOT_LISTED]
             if unlisted:
                 raise SignatureError(
                     f"{self.path} holds what {MANIFEST_NAME} does not list: {_some(unlisted)}",
