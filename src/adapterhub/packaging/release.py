@@ -16,7 +16,6 @@ NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME, ".gitattributes")
 """What a release holds without listing it; the Hub puts .gitattributes into every repository, and nothing loads it."""
 
 
-
 @dataclass(frozen=True)
 class Release:
     """A release folder and its manifest, as read when it was opened."""
@@ -34,8 +33,8 @@ class Release:
 
     @property
     def digest(self) -> str:
-        """sha256 of adapterhub.json, 64 hex digits: one value that stands for every file of the release."""
-        return sha256(self.manifest.to_bytes()).hexdigest()
+        """sha256 of adapterhub.json as it lies there, 64 hex digits: it stands for every file of the release."""
+        return sha256_file(self.path / MANIFEST_NAME)
 
     @property
     def is_signed(self) -> bool:
