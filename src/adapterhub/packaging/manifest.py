@@ -228,7 +228,7 @@ def parse_version(text: str) -> PyPIVersion:
 
     bare = text.removeprefix("v")
     try:
-        if not re.match(_SEMVER, bare):
+        if not re.fullmatch(_SEMVER, bare):
             raise InvalidVersion(text)
         return PyPIVersion(bare)
     except InvalidVersion as err:
