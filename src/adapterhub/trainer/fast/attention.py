@@ -1,0 +1,107 @@
+"""Causal attention over packed rows: sequences one after the other, none of which sees another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of a flattened batch of T tokens begin and end."""
+
+    starts: torch.Tensor
+    """int32, (sequences + 1), on the device: 0, the length of the first, …, T."""
+    longest: int
+    """Tokens of the longest; known on the host, so that no kernel waits for it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What attention's backward needs beside query, key and value."""
+
+    out: torch.Tensor
+    """(T, heads, head_dim)."""
+    log_sum_exp: torch.Tensor
+    """float32, (heads, T)."""
+    state: tuple[torch.Tensor, ...]
+    """The kernel's own (random state; empty here)."""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, to be moved or counted."""
+        return (self.out, self.log_sum_exp)
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: Sequences, scale: float, window: int | None
+) -> Kept:
+    """Softmax(scale · q kᵀ) v within each sequence, each token seeing itself and those before it.
+
+    ``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv heads, head_dim); ``window`` tokens back at most, itself
+    included, if given. On CUDA by torch's flash attention for variable lengths, on the CPU in float32.
+    """
+    if not q.is_cuda:
+        out = _attend_plainly(q, k, v, sequences, scale, window)
+        return Kept(out, torch.empty(0), ())
+    left = _left(window, sequences)
+    out, log_sum_exp, state, unused, _ = torch.ops.aten._flash_attention_forward(
+        q, k, v, sequences.starts, sequences.starts, sequences.longest, sequences.longest,
+        0.0, True, False, scale=scale, window_size_left=left, window_size_right=None if left is None else 0,
+    )  # fmt: skip
+    return Kept(out, log_sum_exp, (state, unused))
+
+
+def attend_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: Kept,
+    sequences: Sequences,
+    scale: float,
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, given that of the output (T, heads, head_dim)."""
+    if not q.is_cuda:
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+            out = _attend_plainly(*inputs, sequences, scale, window)
+        grad_q, grad_k, grad_v = torch.autograd.grad(out, inputs, grad)
+        return grad_q, grad_k, grad_v
+    left = _left(window, sequences)
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
+        grad, q, k, v, kept.out, kept.log_sum_exp, sequences.starts, sequences.starts,
+        sequences.longest, sequences.longest, 0.0, True, *kept.state,
+        scale=scale, window_size_left=left, window_size_right=None if left is None else 0,
+    )  # fmt: skip
+    return gradients
+
+
+def sequences_of(position_ids: torch.Tensor) -> Sequences:
+    """The sequences of a batch whose positions (rows, T) begin again at 0 with each; call it on the CPU."""
+    flat = position_ids.reshape(-1)
+    begins = torch.nonzero(flat == 0).view(-1).to(torch.int32)
+    starts = torch.cat((begins, torch.tensor([flat.numel()], dtype=torch.int32)))
+    return Sequences(starts, int((starts[1:] - starts[:-1]).max()))
+
+
+def _left(window: int | None, sequences: Sequences) -> int | None:
+    """Tokens back that the kernel may look, or None when the window is wider than every sequence."""
+    return None if window is None or window >= sequences.longest else window - 1
+
+
+def _attend_plainly(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: Sequences, scale: float, window: int | None
+) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    bounds = sequences.starts.tolist()
+    parts = []
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        query = q[start:stop].float().transpose(0, 1)
+        key, value = (t[start:stop].float().transpose(0, 1).repeat_interleave(groups, 0) for t in (k, v))
+        back = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
+        hidden = (back < 0) | (back >= (window or stop))
+        scores = (query @ key.transpose(1, 2) * scale).masked_fill(hidden, float("-inf"))
+        parts.append((scores.softmax(-1) @ value).transpose(0, 1))
+    return torch.cat(parts).to(q.dtype)
