@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.base import weight_files
 from adapterhub.packaging.files import check_relative_path
 from adapterhub.packaging.tensors import TensorEntry, TensorFile, read_header
 
@@ -55,14 +55,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     sharded = (folder / INDEX_NAME).is_file() and not (folder / SINGLE_NAME).is_file()
     names = _indexed_files(folder) if sharded else {SINGLE_NAME: None}
     if not sharded and not (folder / SINGLE_NAME).is_file():
+        weight_files(folder)  # says so when there are only pickles
         raise ReleaseError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}", _FIX)
     tensors: dict[str, TensorEntry] = {}
     shards = []
     for name, expected in sorted(names.items()):
         shard = read_header(folder / name)
-        shards.append(shard)
         found = {entry.name: entry for entry in shard.entries}
-        _check_shard(shard.path, found, expected, tensors)
+        if expected is not None and expected != found.keys():
+            odd = sorted(expected ^ found.keys())
+            raise ReleaseError(
+                f"{shard.path} does not hold what {INDEX_NAME} says: {', '.join(odd[:3])}", _FIX
+            )
+        shards.append(shard)
         tensors.update(found)
     return Checkpoint(folder, config, tuple(shards), sharded, tensors)
 
@@ -84,17 +89,6 @@ def _indexed_files(folder: Path) -> dict[str, set[str] | None]:
         assert names is not None
         names.add(tensor)
     return files
-
-
-def _check_shard(
-    path: Path, found: Mapping[str, TensorEntry], expected: set[str] | None, before: Mapping[str, TensorEntry]
-) -> None:
-    twice = sorted(found.keys() & before.keys())
-    if twice:
-        raise ReleaseError(f"{path}: {twice[0]!r} lies in another shard too", _FIX)
-    if expected is not None and expected != found.keys():
-        odd = sorted(expected ^ found.keys())
-        raise ReleaseError(f"{path} does not hold what {INDEX_NAME} says: {', '.join(odd[:3])}", _FIX)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
