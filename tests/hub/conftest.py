@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +27,18 @@ class HubServer:
 
 @contextlib.contextmanager
 def running_hub(
-    root: Path, *options: str, user: str = "ada", token: str = "secret-token-of-ada"
+    root: Path,
+    *options: str,
+    user: str = "ada",
+    token: str = "secret-token-of-ada",
+    stderr: int | None = None,
 ) -> Iterator[HubServer]:
     """Start ``adapterhub hub serve ROOT --port 0 …``, wait for its first line, and stop it at the end."""
     account = ["--user", user, "--token", token] if user else []
     process = subprocess.Popen(
         [sys.executable, "-m", "adapterhub", "hub", "serve", str(root), "--port", "0", *account, *options],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -43,13 +48,16 @@ def running_hub(
         assert first.startswith("listening on http://127.0.0.1:"), first
         yield HubServer(first.removeprefix("listening on ").strip(), token, user, root, process)
     finally:
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +65,9 @@ def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """A Hub with the user ``ada``, shared by the session's tests: each uses a repository name of its own."""
     with running_hub(tmp_path_factory.mktemp("hub") / "root") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def start_hub() -> Callable[..., contextlib.AbstractContextManager[HubServer]]:
+    """``with start_hub(root, *options, user=…, token=…) as server``: a Hub of one's own (open: user="")."""
+    return running_hub

@@ -132,12 +132,17 @@ def list_repos(call: Call) -> list[dict[str, Any]]:
             or not call.readable(repo)
         ):
             continue
-        with call.contents(repo) as repository:
-            head = repository.ref("refs/heads/main")
-            if head is not None:
+        generation = call.hub.store.generation(repo)
+        try:
+            with call.contents(repo) as repository:
+                head = repository.commit_id("refs/heads/main")
                 description = _describe(call, repo, repository, head, blobs=False)
-                if wanted <= set(description["tags"]):
-                    found.append(description)
+        except Exception:
+            if not call.hub.store.went_away(repo, generation):
+                raise
+            continue
+        if wanted <= set(description["tags"]):
+            found.append(description)
     found.sort(key=lambda description: str(description["lastModified"]), reverse=True)
     limit = call.query("limit") or ""
     return found[: int(limit)] if limit.isdigit() else found

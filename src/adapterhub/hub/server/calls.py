@@ -193,6 +193,9 @@ def streaming_endpoint(
 
 async def answering(request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:
     """Run it, and turn whatever goes wrong into an answer that says so."""
+    hub: Hub = request.app.state.hub
+    repo = _named_repo(request)
+    generation = hub.store.generation(repo) if repo else 0
     try:
         return await answer()
     except Refusal as refusal:
@@ -205,20 +208,19 @@ async def answering(request: Request, answer: Callable[[], Awaitable[Response]])
             return Refusal(
                 507, "The Hub's disk is full; nothing of this request was kept", "DiskFull"
             ).response()
-        if _repo_vanished(request):
+        if repo is not None and await run_in_threadpool(hub.store.went_away, repo, generation):
             return Refusal(
-                404, "The repository was deleted or moved in the middle of this request", "RepoNotFound"
+                404, "The repository was deleted or moved during this request", "RepoNotFound"
             ).response()
         raise
 
 
-def _repo_vanished(request: Request) -> bool:
-    hub: Hub = request.app.state.hub
-    kind = kind_of(request)
-    owner, name = request.path_params.get("owner"), request.path_params.get("name")
-    if kind not in _TYPES or owner is None or name is None:
-        return False
-    return not hub.store.exists(RepoId(_TYPES[kind], owner, name))
+def _named_repo(request: Request) -> RepoId | None:
+    """The repository in the address, as it stands there."""
+    kind, names = kind_of(request), request.path_params
+    if kind not in _TYPES or "owner" not in names or "name" not in names:
+        return None
+    return RepoId(_TYPES[kind], names["owner"], names["name"])
 
 
 async def open_call(request: Request, body: str | None) -> Call:

@@ -18,7 +18,7 @@ from adapterhub.hub.server.limits import Limits
 from adapterhub.hub.server.names import NAME_RULE, is_owner
 from adapterhub.hub.server.storage import Store
 
-_GRACE = 5  # seconds that running requests get after the signal to stop
+_GRACE = 3  # seconds that running requests get after the signal to stop
 
 
 def serve(

@@ -32,7 +32,7 @@ from adapterhub.errors import HubError
 from adapterhub.hub.server.files import replace_file, sync_folder
 from adapterhub.hub.server.lfs import LargeFiles
 from adapterhub.hub.server.names import KINDS, RepoId
-from adapterhub.hub.server.refusals import conflict
+from adapterhub.hub.server.refusals import conflict, repo_not_found
 from adapterhub.hub.server.repository import Repository, commit_first_files
 
 SETTINGS_FILE = "hub.json"
@@ -67,6 +67,7 @@ class Store:
         self.root = root
         self._locks: dict[str, threading.RLock] = {}
         self._swept: set[RepoId] = set()
+        self._generations: dict[RepoId, int] = {}
         self._guard = threading.Lock()
         self._temporary = root / "tmp"
         self._held = _hold(root)
@@ -85,6 +86,19 @@ class Store:
 
     def exists(self, repo: RepoId) -> bool:
         return (self.path(repo) / SETTINGS_FILE).is_file()
+
+    def generation(self, repo: RepoId) -> int:
+        """A number that changes when another repository, or none, stands under this name."""
+        return self._generations.get(repo, 0)
+
+    def went_away(self, repo: RepoId, generation: int) -> bool:
+        """Whether the repository was deleted or moved since. Readers hold no lock: who fails asks this."""
+        with self.lock(repo):
+            return self.generation(repo) != generation
+
+    def _renew(self, *repos: RepoId) -> None:
+        for repo in repos:
+            self._generations[repo] = self._generations.get(repo, 0) + 1
 
     @contextlib.contextmanager
     def lock(self, *repos: RepoId) -> Iterator[None]:
@@ -140,21 +154,32 @@ class Store:
                 raise conflict(f"Repository {repo.full_name} already exists")
             self._move_into_place(staged, self.path(repo))
             self._swept.add(repo)
+            self._renew(repo)
 
     def delete(self, repo: RepoId) -> None:
+        """Remove it with everything in it. Raises Refusal (404) when somebody else just did."""
         doomed = self.temporary_path()
         with self.lock(repo):
+            self._check_exists(repo)
             self.path(repo).rename(doomed)
             self._swept.discard(repo)
+            self._renew(repo)
         shutil.rmtree(doomed)
 
     def move(self, source: RepoId, target: RepoId) -> None:
+        """Give it another name. Raises Refusal: 409 when that is taken, 404 when it is gone."""
         with self.lock(source, target):
+            self._check_exists(source)
             if self.exists(target):
                 raise conflict(f"Repository {target.full_name} already exists")
             self._move_into_place(self.path(source), self.path(target))
             self._swept.discard(source)
             self._swept.add(target)
+            self._renew(source, target)
+
+    def _check_exists(self, repo: RepoId) -> None:
+        if not self.exists(repo):
+            raise repo_not_found(repo.full_name, signed_in=True)
 
     def settings(self, repo: RepoId) -> Settings:
         document = json.loads((self.path(repo) / SETTINGS_FILE).read_text(encoding="utf-8"))
