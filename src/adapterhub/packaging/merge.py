@@ -11,10 +11,8 @@ import errno
 import math
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,18 +28,13 @@ from adapterhub.packaging.companions import write_companions
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, FileEntry, Merge, Parent, Quantization
 from adapterhub.packaging.release import Release, new_release
-from adapterhub.packaging.shards import Digests, rewrite_shard
+from adapterhub.packaging.shards import Progress, Rewrite, rewrite_files
 from adapterhub.packaging.sums import SumPlan, plan_sums, target_dtype
-from adapterhub.packaging.tensors import DTYPE_BYTES, TensorFile, encode_header
+from adapterhub.packaging.tensors import DTYPE_BYTES, encode_header
 from adapterhub.version import __version__
 
 Onto = Literal["original", "trained"]
-Progress = Callable[[int, int], None]
-"""Told the bytes of the base that are done, and all of them."""
 
-# A shard in flight keeps about three cores busy: one reads and hashes, one changes, one writes and hashes.
-_CORES_A_SHARD = 3
-_MOST_SHARDS = 8
 _SPARE_BYTES = 64 * 1024 * 1024
 _SUFFIX = "-merged"
 _MAX_NAME = 96
@@ -99,9 +92,13 @@ def merge_adapter(
     _check_space(out, checkpoint)
     written: dict[str, FileEntry] = {}
     with _target(out, source, onto, written) as staging:
-        shards = _rewrite_all(
-            checkpoint, plan, staging, threads or _processors(), source is not None, progress
-        )
+        with _one_thread_each():
+            shards = rewrite_files(
+                _rewrites(checkpoint, plan, staging),
+                threads=threads or _processors(),
+                digests=source is not None,
+                progress=progress,
+            )
         written.update({name: digests.target for name, digests in shards.items()})
         if lock is not None:
             _check_weights(lock, base, {name: digests.source_sha256 for name, digests in shards.items()})
@@ -165,10 +162,6 @@ def _check_space(out: Path, checkpoint: Checkpoint) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed", str(folder))
 
 
-class _Stopped(Exception):
-    """Another shard failed, so this one need not go on."""
-
-
 @contextmanager
 def _target(out: Path, source: Release | None, onto: Onto, written: dict[str, FileEntry]) -> Iterator[Path]:
     """The staging folder of ``out``, a release's when the adapter is one; ``written`` are the shards."""
@@ -198,53 +191,19 @@ def _tools(onto: Onto) -> tuple[str, ...]:
     return ("torch", "bitsandbytes") if onto == "trained" else ("torch",)
 
 
-def _rewrite_all(
-    checkpoint: Checkpoint, plan: SumPlan, folder: Path, threads: int, digests: bool, progress: Progress
-) -> dict[str, Digests]:
-    """Rewrite every shard into ``folder``, some at the same time; their digests by file name if wanted."""
-    lock, stopped = threading.Lock(), threading.Event()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        if stopped.is_set():
-            raise _Stopped
-        with lock:
-            done += count
-            progress(done, checkpoint.size)
-
-    def rewrite(shard: TensorFile) -> Digests | None:
-        header = encode_header(
-            ((entry.name, target_dtype(entry), entry.shape) for entry in shard.entries), shard.metadata
+def _rewrites(checkpoint: Checkpoint, plan: SumPlan, folder: Path) -> list[Rewrite]:
+    """Every shard of the checkpoint to the same name in ``folder``."""
+    return [
+        Rewrite(
+            source=shard,
+            target=folder / shard.path.name,
+            header=encode_header(
+                ((entry.name, target_dtype(entry), entry.shape) for entry in shard.entries), shard.metadata
+            ),
+            pieces=plan.pieces(shard),
         )
-        try:
-            return rewrite_shard(
-                shard,
-                folder / shard.path.name,
-                header,
-                plan.pieces(shard),
-                threads=max(1, threads // at_once),
-                digests=digests,
-                progress=advance,
-            )
-        except BaseException:
-            stopped.set()
-            raise
-
-    at_once = max(1, min(len(checkpoint.shards), threads // _CORES_A_SHARD, _MOST_SHARDS))
-    with _one_thread_each(), ThreadPoolExecutor(at_once, "shard") as pool:
-        futures = {shard.path.name: pool.submit(rewrite, shard) for shard in checkpoint.shards}
-        try:
-            finished, _running = wait(futures.values(), return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
-            stopped.set()
-            raise
-        failures = [error for error in (future.exception() for future in finished) if error is not None]
-        for error in failures:
-            if not isinstance(error, _Stopped):
-                raise error
-        results = {name: future.result() for name, future in futures.items()}
-    return {name: result for name, result in results.items() if result is not None}
+        for shard in checkpoint.shards
+    ]
 
 
 @contextmanager

@@ -1,33 +1,35 @@
-"""Rewriting one safetensors file into another, a piece at a time: read, change, write, hash, all at once.
+"""Rewriting safetensors files, a piece at a time: read, hash, change, write and hash, all at once.
 
-One thread reads and hashes the source in order, several change pieces, and the caller's thread writes and
-hashes the result in order. Buffers are reused, nothing is mapped, so memory does not grow with the file.
-What a piece becomes depends on that piece alone: the bytes written are the same whatever the number of
-threads.
+For each file one thread reads and hashes the source in order, some change pieces, one writes and one hashes
+the result in order. Buffers are reused and nothing is mapped, so memory does not grow with the files. What a
+piece becomes depends on that piece alone: the bytes written are the same whatever the number of threads.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import sha256
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapterhub.packaging.manifest import FileEntry
 from adapterhub.packaging.tensors import TensorFile, read_exactly
 
-if TYPE_CHECKING:
-    from hashlib import _Hash as HASH
-
-# Beside those being changed: one being read, one being written, one waiting.
-_BUFFERS_BESIDES = 3
-
 Change = Callable[[memoryview], memoryview]
 """From a piece's bytes to its new bytes; may change them in place and return the same view."""
+Progress = Callable[[int, int], None]
+"""Told the bytes of the sources that are done, and all of them."""
+
+# For pieces in flight, all files together; a file keeps two buffers whatever its pieces' size.
+_BUFFER_BYTES = 256 * 1024 * 1024
+_FEWEST_BUFFERS = 2
+# Beside those being changed: one being read, one being written, two being hashed or waiting.
+_BUFFERS_BESIDES = 4
+_MOST_FILES = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,24 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """One file to make from another."""
+
+    source: TensorFile
+    target: Path
+    """A file that does not exist yet."""
+    header: bytes
+    """What the new file begins with."""
+    pieces: Sequence[Piece]
+    """Cover the source's tensors in order, without gaps."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest piece."""
+        return max((piece.size for piece in self.pieces), default=1)
+
+
+@dataclass(frozen=True)
 class Digests:
     """What went in and what came out."""
 
@@ -51,89 +71,112 @@ class Digests:
     target: FileEntry
 
 
-def rewrite_shard(
-    source: TensorFile,
-    target: Path,
-    header: bytes,
-    pieces: Sequence[Piece],
-    *,
-    threads: int,
-    digests: bool,
-    progress: Callable[[int], None],
-) -> Digests | None:
-    """Write ``header``, then every piece of ``source`` changed, to the new file ``target``.
+class _Stopped(Exception):
+    """Another file failed, so this one need not go on."""
 
-    ``pieces`` cover the source's tensors in order, without gaps. ``threads`` change pieces at the same time;
-    ``progress`` is told of each piece's bytes as they are written. With ``digests`` both files are hashed on
-    the way. Raises ReleaseError when the source ends early, and OSError (a full disk) with ``target`` left
-    for the caller's staging folder to remove.
+
+def rewrite_files(
+    rewrites: Sequence[Rewrite], *, threads: int, digests: bool, progress: Progress
+) -> dict[str, Digests]:
+    """Make every file, some at the same time, with about ``threads`` threads that change pieces.
+
+    With ``digests`` sources and results are hashed on the way, and returned by the targets' names. Raises
+    ReleaseError when a source ends early, and OSError (a full disk) with the targets left for the caller's
+    staging folder to remove.
     """
-    largest = max((piece.size for piece in pieces), default=0)
-    free = deque(bytearray(largest) for _ in range(min(len(pieces), threads + _BUFFERS_BESIDES)))
+    stopped, lock = threading.Event(), threading.Lock()
+    done, total = 0, sum(rewrite.source.size for rewrite in rewrites)
+    largest = max((rewrite.largest for rewrite in rewrites), default=1)
+    at_once = max(1, min(len(rewrites), threads, _MOST_FILES, _BUFFER_BYTES // (_FEWEST_BUFFERS * largest)))
+    buffers = max(_FEWEST_BUFFERS, _BUFFER_BYTES // at_once // largest)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        if stopped.is_set():
+            raise _Stopped
+        with lock:
+            done += count
+            progress(done, total)
+
+    def run(rewrite: Rewrite) -> Digests | None:
+        try:
+            return _rewrite_file(rewrite, max(1, threads // at_once), buffers, digests, advance)
+        except BaseException:
+            stopped.set()
+            raise
+
+    with ThreadPoolExecutor(at_once, "file") as pool:
+        futures = {rewrite.target.name: pool.submit(run, rewrite) for rewrite in rewrites}
+        try:
+            finished, _running = wait(futures.values(), return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
+    for error in (future.exception() for future in finished):
+        if error is not None and not isinstance(error, _Stopped):
+            raise error
+    results = {name: future.result() for name, future in futures.items()}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def _rewrite_file(
+    rewrite: Rewrite, threads: int, most_buffers: int, digests: bool, advance: Callable[[int], None]
+) -> Digests | None:
+    hashes = (sha256(), sha256()) if digests else None
+    count = min(len(rewrite.pieces), threads + _BUFFERS_BESIDES, most_buffers)
+    free: deque[tuple[bytearray, Future[None] | None]] = deque(
+        (bytearray(rewrite.largest), None) for _ in range(count)
+    )
     ahead: deque[tuple[Piece, bytearray, Future[memoryview]]] = deque()
     with (
-        source.path.open("rb", buffering=0) as reader,
-        target.open("xb", buffering=0) as writer,
+        rewrite.source.path.open("rb", buffering=0) as reader,
+        rewrite.target.open("xb", buffering=0) as writer,
         ThreadPoolExecutor(1, "read") as reading,
         ThreadPoolExecutor(threads, "change") as changing,
+        ThreadPoolExecutor(1, "hash") as hashing,
     ):
-        copy = _Copy(source.path, reader, writer, *((sha256(), sha256()) if digests else (None, None)))
+
+        def read(offset: int, view: memoryview) -> memoryview:
+            read_exactly(reader.fileno(), view, offset, rewrite.source.path)
+            if hashes:
+                hashes[0].update(view)
+            return view
+
+        def write(view: memoryview) -> Future[None] | None:
+            hashed = hashing.submit(hashes[1].update, view) if hashes else None
+            while view:
+                view = view[writer.write(view) :]
+            return hashed
 
         def finish_first() -> None:
             piece, buffer, changed = ahead.popleft()
-            copy.write(changed.result())
-            progress(piece.size)
-            free.append(buffer)
+            free.append((buffer, write(changed.result())))
+            advance(piece.size)
 
         try:
-            copy.read(0, memoryview(bytearray(source.data_start)))
-            copy.write(memoryview(header))
-            for piece in pieces:
+            read(0, memoryview(bytearray(rewrite.source.data_start)))
+            write(memoryview(rewrite.header))
+            for piece in rewrite.pieces:
                 if not free:
                     finish_first()
-                buffer = free.popleft()
-                view = reading.submit(copy.read, piece.offset, memoryview(buffer)[: piece.size])
+                buffer, hashed = free.popleft()
+                if hashed:
+                    hashed.result()
+                view = reading.submit(read, piece.offset, memoryview(buffer)[: piece.size])
                 ahead.append((piece, buffer, changing.submit(_change, piece, view)))
             while ahead:
                 finish_first()
+            # While other files are being made, rather than for all of them at the end.
+            os.fsync(writer.fileno())
         except BaseException:
-            reading.shutdown(wait=False, cancel_futures=True)
-            changing.shutdown(wait=False, cancel_futures=True)
+            for pool in (reading, changing, hashing):
+                pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return copy.digests()
+        size = writer.tell()
+    if hashes is None:
+        return None
+    return Digests(hashes[0].hexdigest(), FileEntry(sha256=hashes[1].hexdigest(), size=size))
 
 
 def _change(piece: Piece, view: Future[memoryview]) -> memoryview:
     return piece.change(view.result()) if piece.change else view.result()
-
-
-@dataclass
-class _Copy:
-    """The two open files of a rewrite, and the hashes of what was read and written so far."""
-
-    path: Path
-    reader: FileIO
-    writer: FileIO
-    read_hash: HASH | None
-    written_hash: HASH | None
-    size: int = 0
-    """Bytes written."""
-
-    def read(self, offset: int, view: memoryview) -> memoryview:
-        read_exactly(self.reader.fileno(), view, offset, self.path)
-        if self.read_hash:
-            self.read_hash.update(view)
-        return view
-
-    def write(self, view: memoryview) -> None:
-        if self.written_hash:
-            self.written_hash.update(view)
-        self.size += len(view)
-        while view:
-            view = view[self.writer.write(view) :]
-
-    def digests(self) -> Digests | None:
-        if not self.read_hash or not self.written_hash:
-            return None
-        written = FileEntry(sha256=self.written_hash.hexdigest(), size=self.size)
-        return Digests(self.read_hash.hexdigest(), written)
