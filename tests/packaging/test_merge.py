@@ -415,3 +415,21 @@ def test_a_shard_that_cannot_be_read_stops_the_others(
     with pytest.raises(AdapterHubError, match="ended while it was read"):
         merge_adapter(tiny_adapter, base, tmp_path / "out", onto="original", threads=1, progress=shrink)
     assert left_behind(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(tiny_adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    import os
+    import signal
+    import time
+
+    base = shard(tiny_base, tmp_path / "sharded")
+    signals = iter([signal.SIGINT])
+
+    def interrupt_once(_done: int, _all: int) -> None:
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # while the main thread hears of it
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapter(tiny_adapter, base, tmp_path / "out", onto="original", progress=interrupt_once)
+    assert left_behind(tmp_path) == []
