@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from adapterhub.hub.server import xet
 from adapterhub.hub.server.attributes import Matcher, ignore_matcher, large_file_matcher, looks_binary
 from adapterhub.hub.server.calls import Call, author_line, endpoint, limited, streaming_endpoint
 from adapterhub.hub.server.commits import Draft, apply_draft, read_draft
@@ -108,6 +109,8 @@ def _land(call: Call, repo: RepoId, lines: BinaryIO) -> dict[str, Any]:
             answer["pullRequestUrl"] = f"{call.endpoint}/{repo.address}/discussions/{number}"
         elif landed != head:
             repository.move_ref(reference, head, landed)
+        large_files = call.hub.store.large_files(repo)
+        xet.drop_emptied(large_files, [operation.large for operation in draft.operations if operation.large])
     return answer
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapterhub.hub.server import api_commits, api_contents, api_discussions, api_lfs, api_repos
+from adapterhub.hub.server import api_commits, api_contents, api_discussions, api_lfs, api_repos, api_xet
 from adapterhub.hub.server.calls import Call, Hub, endpoint
 from adapterhub.hub.server.refusals import Refusal, repo_not_found
 
@@ -26,8 +26,7 @@ def build_app(hub: Hub) -> ASGIApp:
         *api_commits.ROUTES,
         *api_discussions.ROUTES,
         *api_lfs.ROUTES,
-        Route("/api/{kind}/{owner}/{name}/xet-read-token/{revision}", endpoint(_no_xet)),
-        Route("/api/{kind}/{owner}/{name}/xet-write-token/{revision}", endpoint(_no_xet)),
+        *api_xet.ROUTES,
         *api_contents.FILE_ROUTES,
         # A name without an owner is nobody's repository here.
         Route("/{name}/resolve/{revision}/{path:path}", endpoint(_no_such_repo)),
@@ -36,13 +35,6 @@ def build_app(hub: Hub) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, 500: _failed})
     app.state.hub = hub
     return _Gate(app, only_loopback_names=hub.accounts.open)
-
-
-def _no_xet(call: Call) -> Response:
-    call.repo()
-    raise Refusal(
-        404, "This Hub has no Xet storage: set HF_HUB_DISABLE_XET=1 to upload through git-lfs", "XetNotFound"
-    )
 
 
 def _no_such_repo(call: Call) -> Response:

@@ -35,6 +35,8 @@ class Hub:
     accounts: Accounts
     signer: Signer
     limits: Limits
+    xet: bool = False
+    """whether clients may upload through Xet: those that see this machine's files"""
 
 
 @dataclass(frozen=True, slots=True)

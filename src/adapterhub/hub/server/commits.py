@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from dulwich.objects import Blob
 
+from adapterhub.hub.server import xet
 from adapterhub.hub.server.attributes import add_large_files, large_file_matcher
 from adapterhub.hub.server.documents import parse_json
 from adapterhub.hub.server.lfs import LargeFiles, is_digest
@@ -32,8 +33,8 @@ class Operation:
     """id of the blob that stands there afterwards; None deletes"""
     folder: bool = False
     """True when a whole folder goes"""
-    large: bool = False
-    """True when the blob is a pointer to a large file"""
+    large: str | None = None
+    """sha256 of the large file that the blob points to"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def read_draft(lines: BinaryIO, repository: Repository, limits: Limits) -> Draft
     if not isinstance(description, str) or not (parent is None or isinstance(parent, str)):
         raise bad_request("description and parentCommit are text")
     writer = _BlobWriter(repository)
-    operations = tuple(_operation(key, value, repository, writer, limits) for key, value in rows)
+    operations = _operations(rows, repository, writer, limits)
     writer.finish()
     message = f"{title}\n\n{description}" if description else title
     return Draft(message, title, description, parent, operations)
@@ -116,20 +117,32 @@ def _text(value: dict[str, Any], name: str) -> str:
     return text
 
 
-def _operation(
-    key: str, value: dict[str, Any], repository: Repository, writer: _BlobWriter, limits: Limits
-) -> Operation:
-    path = _text(value, "path")
-    if key == "file":
-        return Operation(check_path(path), writer.add(_content(value, limits)))
-    if key == "lfsFile":
-        pointer = _pointer(path, value, LargeFiles(repository.path))
-        return Operation(check_path(path), writer.add(pointer.encode()), large=True)
-    if key == "deletedFile":
-        return Operation(path, None)
-    if key == "deletedFolder":
-        return Operation(path.strip("/"), None, folder=True)
-    raise bad_request(f"Unknown operation {key!r} in the commit")
+def _operations(
+    rows: Iterable[tuple[str, dict[str, Any]]], repository: Repository, writer: _BlobWriter, limits: Limits
+) -> tuple[Operation, ...]:
+    operations: list[Operation | tuple[str, dict[str, Any]]] = []
+    for key, value in rows:
+        path = _text(value, "path")
+        if key == "file":
+            operations.append(Operation(check_path(path), writer.add(_content(value, limits))))
+        elif key == "lfsFile":
+            operations.append((check_path(path), value))
+        elif key == "deletedFile":
+            operations.append(Operation(path, None))
+        elif key == "deletedFolder":
+            operations.append(Operation(path.strip("/"), None, folder=True))
+        else:
+            raise bad_request(f"Unknown operation {key!r} in the commit")
+    large_files = LargeFiles(repository.path)
+    xet.restore(large_files, [_oid(*it) for it in operations if isinstance(it, tuple)])
+    return tuple(
+        it if isinstance(it, Operation) else _point(it[0], _pointer(*it, large_files), writer)
+        for it in operations
+    )
+
+
+def _point(path: str, pointer: Pointer, writer: _BlobWriter) -> Operation:
+    return Operation(path, writer.add(pointer.encode()), large=pointer.sha256)
 
 
 def _content(value: dict[str, Any], limits: Limits) -> bytes:
@@ -148,13 +161,19 @@ def _content(value: dict[str, Any], limits: Limits) -> bytes:
     return data
 
 
-def _pointer(path: str, value: dict[str, Any], large_files: LargeFiles) -> Pointer:
+def _oid(path: str, value: dict[str, Any]) -> str:
     oid = value.get("oid")
     if value.get("algo", "sha256") != "sha256" or not isinstance(oid, str) or not is_digest(oid):
         raise bad_request(f"{path!r}: an LFS file is named by its sha256, 64 lower-case hex digits")
+    return oid
+
+
+def _pointer(path: str, value: dict[str, Any], large_files: LargeFiles) -> Pointer:
+    oid = _oid(path, value)
     size = large_files.size(oid)
     if size is None:
-        raise bad_request(f"{path!r}: the LFS object {oid} was not uploaded to this repository")
+        hint = "; from another machine than the Hub's, upload with HF_HUB_DISABLE_XET=1"
+        raise bad_request(f"{path!r}: the LFS object {oid} was not uploaded to this repository{hint}")
     announced = value.get("size", size)
     if announced != size:
         raise bad_request(f"{path!r}: the LFS object {oid} has {size} bytes, not {announced}")

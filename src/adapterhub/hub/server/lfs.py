@@ -51,7 +51,11 @@ class LargeFiles:
 
     def new_path(self, oid: str) -> Path:
         """Where an upload is written while it is not yet checked."""
-        return self._make("incomplete") / f"{oid}.{secrets.token_hex(6)}"
+        return self.incomplete() / f"{oid}.{secrets.token_hex(6)}"
+
+    def incomplete(self) -> Path:
+        """The folder of uploads that are not yet checked, emptied when a Hub starts."""
+        return self._make("incomplete")
 
     def keep(self, unchecked: Path, oid: str) -> None:
         """Move a file whose digest was checked under its final name."""

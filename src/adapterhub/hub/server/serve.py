@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from adapterhub.errors import HubError
+from adapterhub.hub.server import xet
 from adapterhub.hub.server.accounts import Accounts, new_record
 from adapterhub.hub.server.addresses import Signer
 from adapterhub.hub.server.app import build_app, is_loopback
@@ -50,7 +51,8 @@ def serve(
     store = Store(root)
     try:
         limits = Limits()
-        hub = Hub(store, accounts, Signer(root, limits.address_lifetime), limits)
+        signer = Signer(root, limits.address_lifetime)
+        hub = Hub(store, accounts, signer, limits, xet=is_loopback(host) and xet.is_available())
         with _bind(host, port) as listener:
             shown = f"[{host}]" if ":" in host else host
             _run(
