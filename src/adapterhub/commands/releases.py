@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from adapterhub.commands.targets import find_folder
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def inspect_command(release: str, endpoint: str | None, as_json: bool) -> None:
     """
     from adapterhub.packaging.inspection import inspect_folder
 
-    inspection = inspect_folder(_locate(release, endpoint))
+    inspection = inspect_folder(find_folder(release, endpoint))
     if as_json:
         click.echo(json.dumps(inspection.to_dict(), indent=2))
         return
@@ -167,7 +168,7 @@ def merge_command(
     from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.merge import merge_adapter
 
-    folder = _locate(adapter, endpoint)
+    folder = find_folder(adapter, endpoint)
     if onto == "trained" and not (folder / MANIFEST_NAME).is_file():
         click.echo(
             f"{folder} does not say how its base was quantized: taking NF4, double, blocks of 64", err=True
@@ -207,15 +208,6 @@ def _as_dict(report: MergeReport, dtype: str) -> dict[str, Any]:
         "release": release
         and {"name": release.manifest.name, "version": release.manifest.version, "digest": release.digest},
     }
-
-
-def _locate(release: str, endpoint: str | None) -> Path:
-    """The folder of a release or an adapter; what is no folder here is looked up on the Hub."""
-    if Path(release).is_dir():
-        return Path(release)
-    from adapterhub.load import open_release
-
-    return open_release(release, endpoint=endpoint).path
 
 
 def _locate_base(base: str | None, adapter: Path, endpoint: str | None) -> Path:

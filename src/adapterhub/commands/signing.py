@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from adapterhub.commands.targets import find_folder
 from adapterhub.errors import SignatureError
 
 PASSWORD_VARIABLE = "ADAPTERHUB_KEY_PASSWORD"
@@ -68,7 +69,7 @@ def verify_command(release: str, keys: tuple[Path, ...], endpoint: str | None, a
     from adapterhub.packaging.release import Release
     from adapterhub.packaging.signing import NOT_COVERED, verify_signature
 
-    folder = _locate(release, endpoint)
+    folder = find_folder(release, endpoint)
     signer = verify_signature(folder, keys or trusted_keys())
     verified = Release.open(folder)
     manifest = verified.manifest
@@ -92,15 +93,6 @@ def verify_command(release: str, keys: tuple[Path, ...], endpoint: str | None, a
     )
     for line in NOT_COVERED:
         click.echo(f"not covered  {line}")
-
-
-def _locate(release: str, endpoint: str | None) -> Path:
-    """The folder of a release; what is no folder here is looked up on the Hub."""
-    if Path(release).is_dir():
-        return Path(release)
-    from adapterhub.load import open_release
-
-    return open_release(release, endpoint=endpoint).path
 
 
 def _new_password() -> str:
