@@ -9,7 +9,7 @@ import torch
 
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.manifest import Quantization
-from adapterhub.packaging.quantized import DENSE_MODEL_TYPES, quantized_names, through_4bit
+from adapterhub.packaging.quantized import DENSE_MODEL_TYPES, quantized_names, through_4bit_
 from adapterhub.packaging.tensors import TensorEntry
 
 
@@ -22,22 +22,21 @@ def test_it_is_what_bitsandbytes_makes(kind: Any, double: bool, shape: tuple[int
     from bitsandbytes import functional
 
     torch.manual_seed(0)
-    weight = torch.randn(shape) * torch.rand(shape[0], 1)
-    flat = weight.to(torch.bfloat16).flatten()
+    weight = (torch.randn(shape) * torch.rand(shape[0], 1)).to(torch.bfloat16)
     codes, state = functional.quantize_4bit(
-        flat, blocksize=block, compress_statistics=double, quant_type=kind
+        weight.flatten(), blocksize=block, compress_statistics=double, quant_type=kind
     )
     expected = functional.dequantize_4bit(codes, state).view(shape)
-    found = through_4bit(weight, Quantization(type=kind, double=double, block_size=block))
+    found = through_4bit_(weight, Quantization(type=kind, double=double, block_size=block))
+    assert found is weight
     assert torch.equal(found, expected)
-    assert found.dtype == torch.bfloat16
 
 
 def test_blocks_across_rows_are_dequantized_right() -> None:
     """bitsandbytes' own CPU kernel takes the wrong scales when a row is no whole number of blocks (0.50)."""
     torch.manual_seed(0)
     weight = torch.randn(64, 96).mul(torch.logspace(-3, 0, 64)[:, None]).to(torch.bfloat16)
-    found = through_4bit(weight, Quantization(double=False))
+    found = through_4bit_(weight.clone(), Quantization(double=False))
     steps = weight.flatten().view(-1, 64).abs().amax(1, keepdim=True).float() * 0.16  # widest half gap of NF4
     assert (
         (found.flatten().view(-1, 64).float() - weight.flatten().view(-1, 64).float()).abs() <= steps
@@ -46,7 +45,7 @@ def test_blocks_across_rows_are_dequantized_right() -> None:
 
 def test_int8_has_no_dequantized_weights() -> None:
     with pytest.raises(ReleaseError, match=r"LLM\.int8"):
-        through_4bit(torch.ones(4, 64), Quantization(type="int8"))
+        through_4bit_(torch.ones(4, 64), Quantization(type="int8"))
 
 
 def test_unknown_model_types_are_refused() -> None:

@@ -40,33 +40,32 @@ def quantized_names(config: Mapping[str, Any], tensors: Iterable[TensorEntry]) -
     return {entry.name for entry in tensors if len(entry.shape) == 2 and _IN_A_LAYER.fullmatch(entry.name)}
 
 
-def through_4bit(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """``weight`` (any shape, on the CPU) quantized and dequantized, in bfloat16: as the optimizer saw it.
+def through_4bit_(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    """Quantize and dequantize ``weight`` (bfloat16, contiguous, on the CPU) in place: as training saw it.
 
-    From and to bfloat16 whatever the compute dtype, because the base is loaded so and dequantized weights are
-    cast after that. Bit for bit bitsandbytes' ``dequantize_4bit(*quantize_4bit(weight.flatten(), …))``,
-    computed in pieces that fit the cache. Raises ReleaseError for LLM.int8(), which sets outliers apart by
-    activation and so has no such weights.
+    In bfloat16 whatever the compute dtype, because the base is loaded so and dequantized weights are cast
+    after that. Bit for bit bitsandbytes' ``dequantize_4bit(*quantize_4bit(weight.flatten(), …))``, computed
+    in pieces that fit the cache. Returns ``weight``. Raises ReleaseError for LLM.int8(), which sets
+    outliers apart by activation and so has no such weights.
     """
     if quantization.type == "int8":
         raise ReleaseError("a base in LLM.int8() has no dequantized weights", "merge --onto original")
     import torch
     from bitsandbytes import functional as bnb
 
-    flat = weight.to(torch.bfloat16).reshape(-1)
     size, kind = quantization.block_size, quantization.type
-    pieces = [
+    pieces = weight.view(-1).split(_CHUNK)
+    quantized = [
         bnb.quantize_4bit(piece, blocksize=size, compress_statistics=False, quant_type=kind)
-        for piece in flat.split(_CHUNK)
+        for piece in pieces
     ]
-    scales = torch.cat([state.absmax for _codes, state in pieces])
+    scales = torch.cat([state.absmax for _codes, state in quantized])
     if quantization.double:
         offset = scales.mean()
         codes, state = bnb.quantize_blockwise(scales - offset, blocksize=256)
         scales = bnb.dequantize_blockwise(codes, state) + offset
-    result = torch.empty_like(flat)
     blocks = _CHUNK // size
-    for number, ((codes, state), target) in enumerate(zip(pieces, result.split(_CHUNK), strict=True)):
+    for number, (piece, (codes, state)) in enumerate(zip(pieces, quantized, strict=True)):
         state.absmax = scales[number * blocks : number * blocks + state.absmax.numel()]
-        target.copy_(bnb.dequantize_4bit(codes, state).reshape(-1))
-    return result.view(weight.shape)
+        piece.copy_(bnb.dequantize_4bit(codes, state).reshape(-1))
+    return weight

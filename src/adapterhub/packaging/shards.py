@@ -1,17 +1,19 @@
 """Rewriting safetensors files, a piece at a time: read, hash, change, write and hash, all at once.
 
-For each file one thread reads and hashes the source in order, some change pieces, one writes and one hashes
-the result in order. Buffers are reused and nothing is mapped, so memory does not grow with the files. What a
-piece becomes depends on that piece alone: the bytes written are the same whatever the number of threads.
+For each file one thread reads and hashes the source in order, one writes and one hashes the result in order;
+some threads change the pieces of all files. Buffers are reused and nothing is mapped, so memory does not
+grow with the files. What a piece becomes depends on that piece alone: the bytes written are the same
+whatever the number of threads.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -78,7 +80,7 @@ class _Stopped(Exception):
 def rewrite_files(
     rewrites: Sequence[Rewrite], *, threads: int, digests: bool, progress: Progress
 ) -> dict[str, Digests]:
-    """Make every file, some at the same time, with about ``threads`` threads that change pieces.
+    """Make every file, some at the same time; ``threads`` threads change pieces for all of them.
 
     With ``digests`` sources and results are hashed on the way, and returned by the targets' names. Raises
     ReleaseError when a source ends early, and OSError (a full disk) with the targets left for the caller's
@@ -88,7 +90,8 @@ def rewrite_files(
     done, total = 0, sum(rewrite.source.size for rewrite in rewrites)
     largest = max((rewrite.largest for rewrite in rewrites), default=1)
     at_once = max(1, min(len(rewrites), threads, _MOST_FILES, _BUFFER_BYTES // (_FEWEST_BUFFERS * largest)))
-    buffers = max(_FEWEST_BUFFERS, _BUFFER_BYTES // at_once // largest)
+    wanted = math.ceil(threads / at_once) + _BUFFERS_BESIDES
+    buffers = max(_FEWEST_BUFFERS, min(wanted, _BUFFER_BYTES // at_once // largest))
 
     def advance(count: int) -> None:
         nonlocal done
@@ -100,12 +103,12 @@ def rewrite_files(
 
     def run(rewrite: Rewrite) -> Digests | None:
         try:
-            return _rewrite_file(rewrite, max(1, threads // at_once), buffers, digests, advance)
+            return _rewrite_file(rewrite, changing, buffers, digests, advance)
         except BaseException:
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(at_once, "file") as pool:
+    with ThreadPoolExecutor(threads, "change") as changing, ThreadPoolExecutor(at_once, "file") as pool:
         futures = {rewrite.target.name: pool.submit(run, rewrite) for rewrite in rewrites}
         try:
             finished, _running = wait(futures.values(), return_when=FIRST_EXCEPTION)
@@ -120,19 +123,18 @@ def rewrite_files(
 
 
 def _rewrite_file(
-    rewrite: Rewrite, threads: int, most_buffers: int, digests: bool, advance: Callable[[int], None]
+    rewrite: Rewrite, changing: Executor, buffers: int, digests: bool, advance: Callable[[int], None]
 ) -> Digests | None:
+    """Keep every thread busy with the pieces ahead, as many as there are buffers, and write them in order."""
     hashes = (sha256(), sha256()) if digests else None
-    count = min(len(rewrite.pieces), threads + _BUFFERS_BESIDES, most_buffers)
     free: deque[tuple[bytearray, Future[None] | None]] = deque(
-        (bytearray(rewrite.largest), None) for _ in range(count)
+        (bytearray(rewrite.largest), None) for _ in range(min(buffers, len(rewrite.pieces)))
     )
     ahead: deque[tuple[Piece, bytearray, Future[memoryview]]] = deque()
     with (
         rewrite.source.path.open("rb", buffering=0) as reader,
         rewrite.target.open("xb", buffering=0) as writer,
         ThreadPoolExecutor(1, "read") as reading,
-        ThreadPoolExecutor(threads, "change") as changing,
         ThreadPoolExecutor(1, "hash") as hashing,
     ):
 
@@ -169,7 +171,9 @@ def _rewrite_file(
             # While other files are being made, rather than for all of them at the end.
             os.fsync(writer.fileno())
         except BaseException:
-            for pool in (reading, changing, hashing):
+            for future in (future for _piece, _buffer, future in ahead):
+                future.cancel()
+            for pool in (reading, hashing):
                 pool.shutdown(wait=False, cancel_futures=True)
             raise
         size = writer.tell()

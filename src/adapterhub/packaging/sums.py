@@ -11,7 +11,7 @@ from adapterhub.errors import ReleaseError
 from adapterhub.packaging.adapter import Adapter, LoraPair
 from adapterhub.packaging.checkpoint import Checkpoint
 from adapterhub.packaging.manifest import Quantization
-from adapterhub.packaging.quantized import quantized_names, through_4bit
+from adapterhub.packaging.quantized import quantized_names, through_4bit_
 from adapterhub.packaging.shards import Change, Piece
 from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile
 
@@ -174,7 +174,10 @@ def _requantized(
     view: memoryview,
 ) -> memoryview:
     """The whole of W through 4 bits, with s·B·A added."""
-    weight = through_4bit(_tensor(view, entry.dtype).view(entry.shape), quantization)
+    import torch
+
+    weight = _tensor(view, entry.dtype).to(torch.bfloat16).view(entry.shape)
+    through_4bit_(weight, quantization)
     if add is not None:
         add(weight, 0)
     return _bytes(weight)
