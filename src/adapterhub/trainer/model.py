@@ -1,0 +1,136 @@
+"""The frozen base in 4 bits and the adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapterhub.errors import AdapterHubError, ReleaseError, TrainingError
+from adapterhub.packaging.base import weight_files
+from adapterhub.packaging.manifest import Quantization
+from adapterhub.trainer.recipe import LoraSection
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Device = Literal["cpu", "cuda"]
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``, with a pad token. Raises ReleaseError when there is none that can be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as err:
+        raise ReleaseError(
+            f"{folder} holds no tokenizer that transformers can read ({_first_line(err)})",
+            "copy the base's tokenizer files into it",
+        ) from err
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # safe: padding is marked by position, see packing.collate
+    return tokenizer
+
+
+def load_base(folder: Path, quantization: Quantization | None, device: Device) -> PreTrainedModel:
+    """The base model in ``folder`` on ``device``: frozen, linear layers quantized, everything else in bf16.
+
+    QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product. Raises
+    ReleaseError when the folder is not a checkpoint that transformers knows, TrainingError when it does not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weight_files(folder)  # refuses pickles and empty folders in our own words
+    arguments: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "device_map": {"": 0 if device == "cuda" else "cpu"},
+    }
+    if quantization is not None:
+        arguments["quantization_config"] = _bitsandbytes(quantization)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, **arguments
+        )
+    except torch.OutOfMemoryError as err:
+        raise TrainingError(
+            f"{folder} does not fit on the device: {_first_line(err)}",
+            "see `adapterhub plan` for what fits; choose a smaller base",
+        ) from err
+    except (OSError, ValueError, KeyError) as err:
+        raise ReleaseError(
+            f"{folder} is not a checkpoint that transformers can load: {_first_line(err)}",
+            "name a folder that holds config.json and *.safetensors of a causal language model",
+        ) from err
+    model.requires_grad_(False)
+    return model
+
+
+def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter on every linear layer that ``lora`` targets.
+
+    A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. Adapter weights
+    are fp32, (rank, in) and (out, rank) a layer. Raises TrainingError when a named target is not in the base.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules
+    if targets != "all-linear":
+        names = [name for name, _ in model.named_modules()]
+        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
+        if missing:
+            raise TrainingError(
+                f"lora.target_modules: the base has no module named {', '.join(missing)}",
+                "use all-linear, or names that `adapterhub plan BASE --json` lists",
+            )
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if targets == "all-linear" else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft_model: PeftModel = get_peft_model(model, config)
+    keep_codes_for_training(peft_model)
+    return peft_model
+
+
+def keep_codes_for_training(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking NF4 codes on the CPU when the model is evaluated between training steps.
+
+    ``Linear4bit`` repacks its codes for an inference kernel on the first forward without gradients; that kernel has
+    no backward, so every later training step would silently lose the gradient below it (bitsandbytes 0.50).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _bitsandbytes(quantization: Quantization) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization.type == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization.block_size != 64:
+        raise AdapterHubError(
+            f"quantization.block_size {quantization.block_size}: transformers loads 4-bit bases in blocks of 64 only",
+            "set quantization.block_size to 64",
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+    )
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0][:200]
