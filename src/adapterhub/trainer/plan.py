@@ -26,6 +26,8 @@ _RATES = {"H200": (790e12, 4.3e12), "H100": (700e12, 2.9e12), "A100": (250e12, 1
 _OTHER_RATE = (150e12, 0.8e12)
 # Bytes moved to dequantize one NF4 weight: half a byte read, two written, two read by the product.
 _DEQUANTIZE_BYTES = 4.5
+# Architectures that ``adapterhub.trainer.fast`` has a hand-written layer for.
+FAST_TYPES = ("llama", "smollm3", "mistral", "qwen2", "qwen3", "gemma", "phi3")
 # transformers' names for the optimizers, as TrainingArguments(optim=…) wants them.
 _TRANSFORMERS_OPTIMIZER = {
     "adamw": "adamw_torch",
@@ -150,9 +152,9 @@ def plan(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int | N
 
 
 def engine_for(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Engine:
-    """``fast`` on CUDA for 4-bit bases whose attention fused kernels can do, else ``plain``."""
+    """``fast`` on CUDA for 4-bit bases of the architectures it has a layer for, else ``plain``."""
     four_bits = recipe.quantization is not None and recipe.quantization.type in ("nf4", "fp4")
-    known = not shape.softcap and not shape.tower
+    known = shape.model_type in FAST_TYPES and not shape.tower
     return "fast" if hardware.device == "cuda" and four_bits and known else "plain"
 
 

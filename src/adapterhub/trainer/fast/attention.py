@@ -65,9 +65,9 @@ def attend_backward(
     """Gradients of q, k and v, given that of the output (T, heads, head_dim)."""
     if not q.is_cuda:
         with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
-            out = _attend_plainly(*inputs, sequences, scale, window)
-        grad_q, grad_k, grad_v = torch.autograd.grad(out, inputs, grad)
+            q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
+            out = _attend_plainly(q, k, v, sequences, scale, window)
+        grad_q, grad_k, grad_v = torch.autograd.grad(out, (q, k, v), grad)
         return grad_q, grad_k, grad_v
     left = _left(window, sequences)
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(

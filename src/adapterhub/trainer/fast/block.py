@@ -51,8 +51,8 @@ class Batch:
     sin: torch.Tensor
     """(T, d)."""
     sequences: Sequences
-    seed: int
-    """Draws dropout masks; another one for each layer and product is derived from it."""
+    seed: int | None
+    """Draws dropout masks, one more for each layer and product; None: nothing is dropped."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Block:
         operations.norm_backward(grad_normed, values.x, norm.weight, values.rstd, norm.offset, grad)
         return grad
 
-    def _group_backward(self, group: Group, x: torch.Tensor, grad: torch.Tensor, seed: int) -> torch.Tensor:
+    def _group_backward(self, group: Group, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:
         """Add the group's adapter gradients and return its input's gradient."""
         products = self.engine.products
         inner = products.inner_gradient(group, grad)
@@ -261,8 +261,8 @@ class Block:
                 target.copy_(into.view(target.shape))
         return joined
 
-    def _seed(self, batch: Batch, product: int) -> int:
-        return batch.seed + 64 * self.index + 16 * product
+    def _seed(self, batch: Batch, product: int) -> int | None:
+        return None if batch.seed is None else batch.seed + 64 * self.index + 16 * product
 
 
 class LayerFunction(torch.autograd.Function):
@@ -275,15 +275,20 @@ class LayerFunction(torch.autograd.Function):
             out, kept = block.forward(x, batch)
         if any(ctx.needs_input_grad):
             offloader = block.engine.offloader
-            ctx.kept = kept if offloader is None else offloader.store(block.index, kept)
             ctx.block, ctx.batch = block, batch
+            if offloader is None:
+                ctx.kept = kept
+            else:
+                offloader.store(block.index, kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         block: Block = ctx.block
         offloader = block.engine.offloader
-        values = ctx.kept if offloader is None else offloader.fetch(block.index)
-        ctx.kept = None
+        if offloader is None:
+            values, ctx.kept = ctx.kept, None
+        else:
+            values = offloader.fetch(block.index)
         grad = block.backward(values, grads[0].contiguous(), ctx.batch, input_needed=ctx.needs_input_grad[0])
         return grad, None, None, None

@@ -32,25 +32,25 @@ class Products:
             self._buffer = torch.empty(group.buffer_elements, dtype=self._dtype, device=self._device)
 
     def forward(
-        self, group: Group, x: torch.Tensor, seed: int, residual: torch.Tensor | None = None
+        self, group: Group, x: torch.Tensor, seed: int | None, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """``x`` (T, inputs) through all linears: (T, outputs), plus ``residual`` (T, outputs) if given.
 
-        ``seed`` draws the dropout masks, if there is dropout.
+        ``seed`` draws the dropout masks; None: nothing is dropped.
         """
         if group.stacked:
-            y = self._product(x, self._dequantize(group, group.linears), group.bias, residual)
+            y = self._product(x, self._dequantize(group, group.linears, seed), group.bias, residual)
         else:
             y = torch.empty(x.shape[0], group.outputs, dtype=x.dtype, device=x.device)
             for linear, start in zip(group.linears, group.starts, strict=True):
                 columns = slice(start, start + linear.weight.outputs)
-                weight = self._dequantize(group, [linear])
+                weight = self._dequantize(group, [linear], seed)
                 torch.mm(x, weight.t(), out=y[:, columns])
             if group.bias is not None:
                 y += group.bias
             if residual is not None:
                 y += residual
-        if group.drops:
+        if seed is not None and group.drops:
             for index, (adapter, _, columns) in enumerate(group.placed):
                 seen = x * _mask(adapter, x, seed + index)
                 y[:, columns].addmm_(seen @ adapter.a.t(), adapter.b.t(), alpha=adapter.scale)
@@ -68,28 +68,28 @@ class Products:
             )
         return inner
 
-    def input_gradient(self, group: Group, grad: torch.Tensor, inner: torch.Tensor | None, seed: int) -> torch.Tensor:
+    def input_gradient(self, group: Group, grad: torch.Tensor, inner: torch.Tensor | None, seed: int | None) -> torch.Tensor:
         """The gradient of the input (T, inputs), given the output's (T, outputs) and ``inner_gradient`` of it."""
         if group.stacked:
-            grad_x = torch.mm(grad, self._dequantize(group, group.linears))
+            grad_x = torch.mm(grad, self._dequantize(group, group.linears, seed))
         else:
             grad_x = torch.empty(grad.shape[0], group.inputs, dtype=grad.dtype, device=grad.device)
             for index, (linear, start) in enumerate(zip(group.linears, group.starts, strict=True)):
                 columns = grad[:, start : start + linear.weight.outputs]
-                weight = self._dequantize(group, [linear])
+                weight = self._dequantize(group, [linear], seed)
                 torch.addmm(grad_x, columns, weight, beta=1 if index else 0, out=grad_x)
-        if group.drops and inner is not None:
+        if seed is not None and group.drops and inner is not None:
             for index, (adapter, rows, _) in enumerate(group.placed):
                 grad_x.add_((inner[:, rows] @ adapter.a) * _mask(adapter, grad_x, seed + index))
         return grad_x
 
     def adapter_gradients(
-        self, group: Group, x: torch.Tensor, grad: torch.Tensor, inner: torch.Tensor | None, seed: int
+        self, group: Group, x: torch.Tensor, grad: torch.Tensor, inner: torch.Tensor | None, seed: int | None
     ) -> None:
         """Add dA and dB, given the input (T, inputs), the output's gradient and ``inner_gradient`` of it."""
         if inner is None or group.a is None or group.grad_a is None:
             return
-        if not group.drops:
+        if seed is None or not group.drops:
             outer = torch.mm(x, group.a.t())
             for adapter, rows, columns in group.placed:
                 _accumulate(adapter.grad_b, grad[:, columns].t(), outer[:, rows], adapter.scale)
@@ -100,14 +100,15 @@ class Products:
             _accumulate(adapter.grad_b, grad[:, columns].t(), seen @ adapter.a.t(), adapter.scale)
             _accumulate(adapter.grad_a, inner[:, rows].t(), seen, 1.0)
 
-    def _dequantize(self, group: Group, linears: list[Linear]) -> torch.Tensor:
+    def _dequantize(self, group: Group, linears: list[Linear], seed: int | None) -> torch.Tensor:
         """The weights of ``linears``, adapters folded in when there is no dropout, in the shared buffer."""
+        dropped = seed is not None and group.drops
         outputs = sum(linear.weight.outputs for linear in linears)
         stacked = self._buffer[: outputs * group.inputs].view(outputs, group.inputs)
         at = 0
         for linear in linears:
             rows = stacked[at : at + linear.weight.outputs]
-            self._operations.dequantize(linear.weight, rows, None if group.drops else linear.adapter)
+            self._operations.dequantize(linear.weight, rows, None if dropped else linear.adapter)
             at += linear.weight.outputs
         return stacked
 

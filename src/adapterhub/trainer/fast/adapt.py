@@ -1,0 +1,151 @@
+"""From a transformers model with a peft adapter to blocks: which architectures the fast path knows, and how it reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub.errors import TrainingError
+from adapterhub.trainer.fast.block import Block, Engine, Level, Norm
+from adapterhub.trainer.fast.flat import FlatAdapters
+from adapterhub.trainer.fast.reference import Activation
+from adapterhub.trainer.fast.weights import Adapter, Group, Linear, frozen_weight
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LayerModules:
+    """The linear modules of one decoder layer, grouped by the input they share."""
+
+    qkv: list[Any]
+    output: list[Any]
+    gate_up: list[Any]
+    down: list[Any]
+
+    @property
+    def groups(self) -> tuple[list[Any], ...]:
+        """In the order of use."""
+        return (self.qkv, self.output, self.gate_up, self.down)
+
+
+def unsupported(causal: Any, peft_config: Any) -> str | None:
+    """Why the fast path cannot train this model with this adapter, or None when it can."""
+    from adapterhub.trainer.plan import FAST_TYPES
+
+    config = causal.config
+    if config.model_type not in FAST_TYPES:
+        return f"the architecture {config.model_type} has no hand-written layer"
+    if getattr(config, "hidden_act", None) not in _ACTIVATIONS:
+        return f"the activation {getattr(config, 'hidden_act', None)} has no kernel"
+    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
+        if getattr(config, name, 0.0):
+            return f"{name} is not zero"
+    for name in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices"):
+        if getattr(peft_config, name, None):
+            return f"the adapter has {name}"
+    if peft_config.bias != "none":
+        return "the adapter trains biases"
+    return None
+
+
+def layer_modules(layer: Any) -> LayerModules:
+    """The linear modules of a decoder layer, as peft or bitsandbytes made them."""
+    attention, mlp = layer.self_attn, layer.mlp
+    if hasattr(attention, "qkv_proj"):
+        return LayerModules([attention.qkv_proj], [attention.o_proj], [mlp.gate_up_proj], [mlp.down_proj])
+    return LayerModules(
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
+
+
+def adapter_parameters(layers: Any) -> Iterator[torch.nn.Parameter]:
+    """Every adapter's weights in the order that the flat buffer needs: by group all A, then all B."""
+    for layer in layers:
+        for group in layer_modules(layer).groups:
+            adapted = [module for module in group if _is_adapted(module)]
+            for factors in ("lora_A", "lora_B"):
+                yield from (getattr(module, factors)[_ADAPTER].weight for module in adapted)
+
+
+def build_block(
+    layer: Any, index: int, config: Any, flat: FlatAdapters, engine: Engine, level: Level
+) -> Block:
+    """The block of one decoder layer; its weights are the layer's own, not copies."""
+    attention, modules = layer.self_attn, layer_modules(layer)
+    groups = [Group([_linear(module, flat) for module in group]) for group in modules.groups]
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
+    for group in groups:
+        engine.products.reserve(group)
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = (_norm(attention.q_norm, config), _norm(attention.k_norm, config))
+    return Block(
+        engine,
+        index=index,
+        qkv=groups[0],
+        output=groups[1],
+        gate_up=groups[2],
+        down=groups[3],
+        norms=(_norm(layer.input_layernorm, config), _norm(layer.post_attention_layernorm, config)),
+        head_norms=head_norms,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        scale=attention.scaling,
+        rotary=bool(getattr(attention, "use_rope", True)),
+        window=_window(attention, config),
+        activation=_ACTIVATIONS[config.hidden_act],
+        level=level,
+    )
+
+
+def final_norm(decoder: Any, config: Any) -> Norm:
+    """The norm before the head."""
+    return _norm(decoder.norm, config)
+
+
+def _linear(module: Any, flat: FlatAdapters) -> Linear:
+    base = module.base_layer if _is_adapted(module) else module
+    weight = frozen_weight(base)
+    bias = None if base.bias is None else base.bias.detach().to(flat.compute.dtype)
+    if not _is_adapted(module):
+        return Linear(weight, bias, None)
+    a, b = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
+    drop = module.lora_dropout[_ADAPTER]
+    adapter = Adapter(
+        a=flat.compute_view(a),
+        b=flat.compute_view(b),
+        grad_a=flat.gradient_view(a),
+        grad_b=flat.gradient_view(b),
+        scale=float(module.scaling[_ADAPTER]),
+        dropout=float(getattr(drop, "p", 0.0)),
+    )
+    return Linear(weight, bias, adapter)
+
+
+def _is_adapted(module: Any) -> bool:
+    return hasattr(module, "lora_A") and _ADAPTER in module.lora_A
+
+
+def _norm(module: Any, config: Any) -> Norm:
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if eps is None:
+        raise TrainingError(f"{type(module).__name__} has no epsilon", "train with the plain engine")
+    return Norm(module.weight.detach(), float(eps), 1.0 if config.model_type.startswith("gemma") else 0.0)
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    """Tokens that attention looks back, itself included, or None for all."""
+    if hasattr(attention, "sliding_window"):
+        found = attention.sliding_window
+    else:
+        found = getattr(config, "sliding_window", None) if config.model_type in ("mistral", "phi3") else None
+    return None if found is None else int(found)

@@ -1,0 +1,179 @@
+"""Puts the fast path into a loaded model: adapters into one buffer, layers into blocks, loss into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adapterhub.errors import TrainingError
+from adapterhub.trainer.fast import adapt
+from adapterhub.trainer.fast.attention import Sequences, sequences_of
+from adapterhub.trainer.fast.block import Batch, Block, Engine, LayerFunction, Level
+from adapterhub.trainer.fast.flat import FlatAdapters, flatten
+from adapterhub.trainer.fast.loss import IGNORED, LossFunction, NormFunction
+from adapterhub.trainer.fast.offload import Offloader
+from adapterhub.trainer.fast.optimizer import FlatAdamW
+from adapterhub.trainer.fast.products import Products
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from adapterhub.trainer.ledger import Setting
+    from adapterhub.trainer.plan import Plan
+    from adapterhub.trainer.recipe import Recipe
+
+# What an offloaded layer sends to the host; gate and up stay, or are computed again.
+_OFFLOADED = ("x", "qkv", "attention.out", "attention.log_sum_exp", "residual")
+
+
+class FastPath:
+    """The fast path of one model. ``model(**batch, labels=…)`` goes through it; without labels, the model's own way."""
+
+    def __init__(self, causal: Any, flat: FlatAdapters, blocks: list[Block], engine: Engine) -> None:
+        self.flat = flat
+        self._causal = causal
+        self._blocks = blocks
+        self._engine = engine
+        self._plain: Callable[..., Any] = causal.forward
+        self._anchor = torch.zeros((), device=flat.gradient.device, requires_grad=True)
+        self._drops = any(group.drops for b in blocks for group in (b.qkv, b.output, b.gate_up, b.down))
+        self._norm = adapt.final_norm(causal.model, causal.config)
+
+    def optimizer(self, recipe: Recipe, plan: Plan) -> FlatAdamW:
+        """The optimizer of the recipe, with the clipping inside; give transformers ``max_grad_norm`` 0."""
+        training = recipe.training
+        return FlatAdamW(
+            self.flat,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            bits=8 if plan.setting.optimizer == "paged_adamw_8bit" else 32,
+        )
+
+    @staticmethod
+    def prepare(batch: dict[str, Any]) -> dict[str, Any]:
+        """Add to a collated batch, still on the CPU, where its sequences begin.
+
+        ``sequence_starts`` int32 (sequences + 1) and ``longest_sequence``, an int: so no kernel launch waits for the
+        device to say it.
+        """
+        sequences = sequences_of(batch["position_ids"])
+        return {**batch, "sequence_starts": sequences.starts, "longest_sequence": sequences.longest}
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, sequences: Sequences, *, training: bool
+    ) -> torch.Tensor:
+        """The final norm's output (T, h) for token ids (rows, length), T = rows · length."""
+        decoder = self._causal.model
+        embedded = decoder.embed_tokens(input_ids).to(self.flat.compute.dtype).flatten(0, 1)
+        cos, sin = decoder.rotary_emb(embedded[None], position_ids.reshape(1, -1))
+        seed = int(torch.randint(2**31, ())) if training and self._drops else None
+        batch = Batch(cos[0], sin[0], sequences, seed)
+        x = embedded
+        for block in self._blocks:
+            x = LayerFunction.apply(x, self._anchor, block, batch)
+        norm = self._norm
+        return NormFunction.apply(x, norm.weight, norm.eps, norm.offset, self._engine.operations)
+
+    def forward(
+        self,
+        causal: Any,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        sequence_starts: torch.Tensor | None = None,
+        longest_sequence: int | None = None,
+        **others: Any,
+    ) -> Any:
+        """What the causal model's ``forward`` becomes. With labels: the loss alone, in chunks."""
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        if labels is None or input_ids is None:
+            self._check_plain()
+            return self._plain(input_ids=input_ids, labels=labels, position_ids=position_ids, **others)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if sequence_starts is None or longest_sequence is None:
+            found = sequences_of(position_ids.cpu())
+            sequences = Sequences(found.starts.to(input_ids.device), found.longest)
+        else:
+            sequences = Sequences(sequence_starts, longest_sequence)
+        hidden = self.hidden_states(input_ids, position_ids, sequences, training=causal.training)
+        shifted = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
+        softcap = getattr(causal.config, "final_logit_softcapping", None)
+        total = LossFunction.apply(hidden, causal.lm_head.weight, shifted, softcap, self._engine.operations)
+        count = (shifted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutputWithPast(loss=total / count)
+
+    def remove(self) -> None:
+        """Give the model its own forward back; its adapter weights become tensors on its device again."""
+        self._causal.forward = self._plain
+        for parameter in adapt.adapter_parameters(self._causal.model.layers):
+            parameter.data = parameter.data.to(self.flat.gradient.device, copy=True)
+
+    def _check_plain(self) -> None:
+        if self.flat.paged:
+            raise TrainingError(
+                "the adapter's weights are paged to the host, where the model's own forward cannot use them",
+                "call FastPath.remove() before generating, or pass labels",
+            )
+
+
+def install_fast_path(model: PeftModel, recipe: Recipe, plan: Plan) -> FastPath:
+    """Train ``model`` (4-bit base, LoRA by peft) through the fast path from now on, as ``plan`` says.
+
+    The adapter's parameters become views of one float32 buffer, so that saving and loading work as before; the optimizer
+    must be ``FastPath.optimizer``, and batches must have gone through ``FastPath.prepare``. Raises TrainingError when
+    the model or the adapter needs what the fast path does not have (``plan`` chooses the plain engine for those).
+    """
+    causal = model.get_base_model()
+    reason = adapt.unsupported(causal, model.peft_config["default"])
+    if reason is not None:
+        raise TrainingError(f"the fast path cannot train this model: {reason}", "train with the plain engine")
+    device = next(causal.parameters()).device
+    return install_blocks(causal, plan.setting, _compute_dtype(recipe), device)
+
+
+def install_blocks(causal: Any, setting: Setting, dtype: torch.dtype, device: torch.device) -> FastPath:
+    """``install_fast_path`` without its checks; ``dtype`` is what products are computed in."""
+    layers = causal.model.layers
+    parameters = list(adapt.adapter_parameters(layers))
+    flat = flatten(parameters, dtype, device, paged=setting.optimizer != "adamw" and device.type == "cuda")
+    operations = _operations(device)
+    offloader = Offloader(_OFFLOADED, device) if setting.offload and device.type == "cuda" else None
+    engine = Engine(Products(operations, dtype, device), operations, offloader)
+    blocks = [
+        adapt.build_block(layer, index, causal.config, flat, engine, _level(index, setting))
+        for index, layer in enumerate(layers)
+    ]
+    fast = FastPath(causal, flat, blocks, engine)
+    causal.forward = MethodType(lambda self, *args, **kwargs: fast.forward(self, *args, **kwargs), causal)
+    causal.register_load_state_dict_post_hook(lambda *_: flat.refresh())
+    return fast
+
+
+def _level(index: int, setting: Setting) -> Level:
+    """Early layers keep least: their values would be held longest."""
+    if index < setting.recompute_all:
+        return "all"
+    return "mlp" if index < setting.recompute_all + setting.recompute_mlp else "none"
+
+
+def _operations(device: torch.device) -> ModuleType:
+    if device.type == "cuda":
+        from adapterhub.trainer.fast import kernels
+
+        return kernels
+    from adapterhub.trainer.fast import reference
+
+    return reference
+
+
+def _compute_dtype(recipe: Recipe) -> torch.dtype:
+    name = recipe.quantization.compute_dtype if recipe.quantization else "bfloat16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,85 @@
+"""Small quantized models of each architecture with an adapter whose B is not zero, in fp32 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32},
+    "gemma": {"head_dim": 32, "num_key_value_heads": 1},
+    "phi3": {"pad_token_id": 0},
+    "phi3 partly rotated": {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": None},
+    "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]},
+}
+
+
+@pytest.fixture(scope="session")
+def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``quantized_model(architecture, rank=…, dropout=…, targets=…)`` -> a fresh PeftModel, NF4, compute in fp32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    from adapterhub.trainer.model import keep_codes_for_training
+
+    folders: dict[str, Path] = {}
+
+    def save(architecture: str) -> Path:
+        settings = {**BASE, **ARCHITECTURES[architecture]}
+        model_type = settings.pop("model_type", architecture)
+        if "partly" in architecture:
+            settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+        config = AutoConfig.for_model(model_type, **settings)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
+            elif "proj" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        folder = tmp_path_factory.mktemp("fast") / architecture.replace(" ", "-")
+        model.save_pretrained(folder)
+        return folder
+
+    def build(architecture: str, *, rank: int = 4, dropout: float = 0.0, targets: Any = "all-linear") -> Any:
+        if architecture not in folders:
+            folders[architecture] = save(architecture)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            folders[architecture], quantization_config=quantization, dtype=torch.float32, device_map={"": "cpu"}
+        )
+        model.requires_grad_(False)
+        torch.manual_seed(1)
+        lora = LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+        peft_model = get_peft_model(model, lora)
+        keep_codes_for_training(peft_model)
+        for name, parameter in peft_model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return peft_model.train()
+
+    return build
