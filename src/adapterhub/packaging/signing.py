@@ -16,7 +16,7 @@ from typing import Any
 
 from adapterhub.errors import ManifestError, SignatureError
 from adapterhub.packaging.files import write_atomic
-from adapterhub.packaging.keys import fingerprint, read_private_key
+from adapterhub.packaging.keys import fingerprint, read_private_key, trusted_keys
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release
 
@@ -98,6 +98,29 @@ def verify_signature(folder: Path, public_keys: Sequence[Path]) -> Signer:
     return signer
 
 
+def check_signature(
+    folder: Path, keys: Sequence[Path] = (), *, require_signed: bool = False
+) -> Signer | None:
+    """Check every file, and the signature as far as it can be checked with ``keys`` and the trusted keys.
+
+    Returns who signed it; None when it is unsigned or signed by a stranger, which ``require_signed`` refuses. Raises
+    SignatureError for a changed file always, and for a signature that claims a known key and does not hold.
+    """
+    known = [*keys, *trusted_keys()]
+    if not require_signed and _is_by_stranger(folder / SIGNATURE_NAME, known):
+        _checked_digests(folder)
+        return None
+    return verify_signature(folder, known)
+
+
+def _is_by_stranger(signature: Path, known: Sequence[Path]) -> bool:
+    """Whether there is no signature, or one that none of ``known`` is said to have made."""
+    if not signature.is_file():
+        return True
+    hint = _hint(signature)
+    return hint not in {fingerprint(key) for key in known}
+
+
 def _checked_digests(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a release but its signature, each found to be what the manifest lists."""
     release = Release(folder, Manifest.read(folder))
@@ -138,6 +161,18 @@ def _known(digests: Mapping[str, str]) -> Any:
 
 def _claimed_signer(path: Path, public_keys: Sequence[Path]) -> Signer:
     """The one of ``public_keys`` that the signature says it was made with; nothing is proven yet."""
+    hint = _hint(path)
+    candidates = {fingerprint(key): key for key in public_keys}
+    if hint in candidates:
+        return Signer(hint, candidates[hint])
+    raise SignatureError(
+        f"{path} was made with the key {hint[:16]}…, none of the {len(candidates)} keys trusted here",
+        "if you know that key's owner, name the public key with --key",
+    )
+
+
+def _hint(path: Path) -> str:
+    """The fingerprint of the key that a signature bundle claims to be made with."""
     malformed = SignatureError(f"{path} is not a signature bundle", _RETAKE)
     if path.stat().st_size > _MAX_SIGNATURE_BYTES:
         raise malformed
@@ -154,13 +189,7 @@ def _claimed_signer(path: Path, public_keys: Sequence[Path]) -> Signer:
         raise malformed from err
     if not isinstance(hint, str) or not hint.isalnum():
         raise SignatureError(f"{path} does not say which key made it", "ask its maker to sign it again")
-    candidates = {fingerprint(key): key for key in public_keys}
-    if hint in candidates:
-        return Signer(hint, candidates[hint])
-    raise SignatureError(
-        f"{path} was made with the key {hint[:16]}…, none of the {len(candidates)} keys trusted here",
-        "if you know that key's owner, name the public key with --key",
-    )
+    return hint
 
 
 def _verify_bundle(folder: Path, path: Path, signer: Signer, digests: Mapping[str, str]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,9 +55,10 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
     if quantization is not None:
         arguments["quantization_config"] = _bitsandbytes(quantization)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, **arguments
-        )
+        with _quiet_loading():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder, trust_remote_code=False, **arguments
+            )
     except torch.OutOfMemoryError as err:
         raise TrainingError(
             f"{folder} does not fit on the device: {_first_line(err)}",
@@ -111,6 +116,22 @@ def keep_codes_for_training(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers' bar out of logs, and bitsandbytes' advice to install a kernel that training cannot use."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    shown = transformers_logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _bitsandbytes(quantization: Quantization) -> Any:

@@ -81,9 +81,11 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSection:
         if self.steps is not None and self.epochs is not None:
-            raise ValueError("epochs and steps are both given; keep one")
+            raise ValueError("epochs and steps are both given; keep one, set the other to null")
         if isinstance(self.micro_batch, int) and self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}"
+            )
         return self
 
 
@@ -170,7 +172,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such file", "check the path of the recipe")
     if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path} is over {MAX_RECIPE_BYTES} bytes, too large for a recipe", "name the recipe, not the data")
+        raise RecipeError(
+            f"{path} is over {MAX_RECIPE_BYTES} bytes, too large for a recipe",
+            "name the recipe, not the data",
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
@@ -188,7 +193,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError(f"--set {override}: not of the form key.path=value", "write it like --set training.steps=100")
+        raise RecipeError(
+            f"--set {override}: not of the form key.path=value", "write it like --set training.steps=100"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as err:
@@ -197,14 +204,21 @@ def _override(content: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(parts[:-1], 1):
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override}: {'.'.join(parts[:depth])} is a value, not a section", "check the key's path")
+            raise RecipeError(
+                f"--set {override}: {'.'.join(parts[:depth])} is a value, not a section",
+                "check the key's path",
+            )
     inner[parts[-1]] = value
 
 
 def _explain(err: ValidationError, where: str) -> RecipeError:
     """The first problem of a validation as one RecipeError with the key's path."""
     problem = err.errors()[0]
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "function", "constrained"))]
+    location = [
+        str(part)
+        for part in problem["loc"]
+        if not str(part).startswith(("literal", "function", "constrained"))
+    ]
     key = ".".join(location) or "the top level"
     if problem["type"] == "extra_forbidden":
         nearest = _nearest(location)

@@ -197,8 +197,8 @@ def _trainer(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=plan.optimizer,
-        gradient_checkpointing=plan.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=plan.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=True,
         use_cpu=hardware.device == "cpu",
         seed=settings.seed,
@@ -329,14 +329,12 @@ def _seal(
     config = model.peft_config["default"]
     config.base_model_name_or_path = lock.name
     config.revision = lock.revision
-    config.target_modules = sorted(
-        config.target_modules
-    )  # a set's order would change the file from run to run
+    config.target_modules = sorted(config.target_modules)  # a set's order would differ from run to run
     with new_release(out, draft) as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, save_embedding_layers=False)  # "auto" would ask the Hub for the base
         (staging / "README.md").unlink(
             missing_ok=True
-        )  # peft's template card; `adapterhub card` writes the real one
+        )  # peft's own card; `adapterhub card` writes the real one
         tokenizer.save_pretrained(staging)
         (staging / "evidence").mkdir()
         (staging / evidence.LEDGER).write_bytes(evidence.to_json(ledger))
