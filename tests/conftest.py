@@ -1,4 +1,4 @@
-"""Small real things to test with: a two-layer LLaMA with a trained tokenizer, an adapter on it, a release of that."""
+"""Small real things to test with: a two-layer LLaMA with a tokenizer, an adapter on it, its release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Before any import of the library: tests speak to loopback only, and never to the user's own cache or configuration.
+# Before any import of the library: tests speak to loopback only, never to the user's cache or configuration.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,13 +19,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 _CORPUS = [
     "Two apples and three pears for Ann, please. No, make that four pears.",
-    "The quick brown fox jumps over the lazy dog. 0123456789 {\"item\": \"milk\", \"quantity\": 2}",
+    'The quick brown fox jumps over the lazy dog. 0123456789 {"item": "milk", "quantity": 2}',
     "What is the capital of France? The capital of France is Paris. system user assistant",
 ]
 
@@ -42,7 +44,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a 2-layer LLaMA (hidden 64, GQA, tied embeddings, bf16), its tokenizer and a ChatML template."""
+    """A 2-layer LLaMA's folder (hidden 64, GQA, tied embeddings, bf16), with tokenizer and ChatML."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -62,15 +64,26 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     # As SmolLM2 has it: the pad token is the end token, the classic trap.
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
     )
     tokenizer.chat_template = CHATML
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -79,7 +92,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain PEFT folder: rank 4, alpha 8, all linear layers, weights random (B too, so that it changes outputs)."""
+    """A plain PEFT folder: rank 4, alpha 8, all linear layers, random weights (B too: outputs change)."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -112,8 +125,13 @@ def _release_template(tiny_base: Path, tiny_adapter: Path, tmp_path_factory: pyt
         tiny_base, name="tiny-llama", quantization=Quantization(), chat_template=tokenizer.chat_template
     )
     draft = Manifest(
-        name="tiny-orders", version="0.1.0", created=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), licence="apache-2.0",
-        task="Turns an order in words into JSON.", base=lock, recipe={"base": "tiny-llama", "rank": 4},
+        name="tiny-orders",
+        version="0.1.0",
+        created=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        licence="apache-2.0",
+        task="Turns an order in words into JSON.",
+        base=lock,
+        recipe={"base": "tiny-llama", "rank": 4},
         tools={"adapterhub": "0.1.0"},
     )
     with new_release(path, draft) as staging:

@@ -1,4 +1,4 @@
-"""adapterhub: from a 48 GB GPU to a signed, versioned, honest release that inference code can trust, and back.
+"""adapterhub: from a 48 GB GPU to a signed, versioned, honest release that inference code can trust.
 
 The public names are resolved on first use, so that ``import adapterhub`` costs nothing and imports no torch.
 """

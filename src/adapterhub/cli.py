@@ -44,7 +44,9 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="adapterhub")
 def cli() -> None:
     """Train QLoRA adapters on one GPU; sign, version, publish, pull, load and merge them."""
@@ -53,8 +55,8 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (the table is in ``adapterhub.errors``).
 
-    Data goes to stdout, words to stderr. An interrupt exits 130. Set ``ADAPTERHUB_TRACEBACK=1`` to see where an
-    error came from.
+    Data goes to stdout, words to stderr. An interrupt exits 130. Set ``ADAPTERHUB_TRACEBACK=1`` to see where
+    an error came from.
     """
     try:
         cli.main(args=None if argv is None else list(argv), prog_name="adapterhub", standalone_mode=False)
@@ -101,7 +103,7 @@ def _explain_os_error(err: OSError) -> tuple[str, str]:
     where = f"{err.filename}: " if err.filename else ""
     what = f"{where}{err.strerror or err}"
     fixes = {
-        errno.ENOSPC: "free some space on that disk and run the same command again; nothing half-written was kept",
+        errno.ENOSPC: "free some space on that disk and run it again; nothing half-written is kept",
         errno.EDQUOT: "free some of your quota on that disk and run the same command again",
         errno.EACCES: "check who owns it and its permissions (ls -l)",
         errno.EPERM: "check who owns it and its permissions (ls -l)",
@@ -109,4 +111,6 @@ def _explain_os_error(err: OSError) -> tuple[str, str]:
         errno.ENOENT: "check the path",
         errno.EADDRINUSE: "another program listens there: stop it or choose another --port",
     }
-    return what, fixes.get(err.errno or 0, "see the message above; ADAPTERHUB_TRACEBACK=1 shows where it came from")
+    return what, fixes.get(
+        err.errno or 0, "see the message above; ADAPTERHUB_TRACEBACK=1 shows where it came from"
+    )

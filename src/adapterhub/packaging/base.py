@@ -16,8 +16,8 @@ WEIGHT_SUFFIX = ".safetensors"
 def base_digest(weights: Mapping[str, str]) -> str:
     """One digest for all weight files: sha256 over the sorted lines ``<sha256>  <file name>\\n``.
 
-    ``weights`` maps each weight file's relative path to its sha256 (64 hex digits). The Hub lists these without a
-    download. It is what ``sha256sum *.safetensors | sort -k2 | sha256sum`` prints.
+    ``weights`` maps each weight file's relative path to its sha256 (64 hex digits). The Hub lists these
+    without a download. It is what ``sha256sum *.safetensors | LC_ALL=C sort -k2 | sha256sum`` prints.
     """
     lines = sorted((name, digest) for name, digest in weights.items())
     return sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
@@ -33,13 +33,17 @@ def weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob(f"*{WEIGHT_SUFFIX}"))
     if found:
         return found
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    pickles = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")
+    )
     if pickles:
         raise ReleaseError(
             f"{folder} holds weights only as pickles ({pickles[0]}), which can run code when opened",
             "save the base with save_pretrained(), which writes safetensors",
         )
-    raise ReleaseError(f"{folder} holds no *{WEIGHT_SUFFIX} weights", "name the folder of a transformers checkpoint")
+    raise ReleaseError(
+        f"{folder} holds no *{WEIGHT_SUFFIX} weights", "name the folder of a transformers checkpoint"
+    )
 
 
 def lock_base(
@@ -54,8 +58,8 @@ def lock_base(
     """The lock of the base in ``folder``.
 
     ``weights`` are digests known already (the Hub's listing); without them each file is read and hashed.
-    ``chat_template`` is the template's text as the base's tokenizer has it. Raises ReleaseError when config.json or
-    the weights are missing.
+    ``chat_template`` is the template's text as the base's tokenizer has it. Raises ReleaseError when
+    config.json or the weights are missing.
     """
     config = folder / "config.json"
     if not config.is_file():
@@ -70,19 +74,25 @@ def lock_base(
         weights=dict(weights),
         config_sha256=sha256_file(config),
         tokenizer_sha256=sha256_file(tokenizer) if tokenizer.is_file() else None,
-        chat_template_sha256=sha256(chat_template.encode()).hexdigest() if chat_template is not None else None,
+        chat_template_sha256=sha256(chat_template.encode()).hexdigest()
+        if chat_template is not None
+        else None,
         quantization=quantization,
     )
 
 
 def check_base(expected: BaseLock, folder: Path, weights: Mapping[str, str] | None = None) -> None:
-    """Raise BaseMismatchError unless the base in ``folder`` has the weights and configuration of ``expected``.
+    """Raise BaseMismatchError unless ``folder`` holds the weights and the configuration of ``expected``.
 
-    ``weights`` are the sha256 of its weight files where they are known already; without them each file is hashed.
+    ``weights`` are the sha256 of its weight files where known already; without them each file is hashed.
     """
-    found = weights if weights is not None else {path.name: sha256_file(path) for path in weight_files(folder)}
+    found = (
+        weights if weights is not None else {path.name: sha256_file(path) for path in weight_files(folder)}
+    )
     differing = sorted(
-        name for name in expected.weights.keys() | found.keys() if expected.weights.get(name) != found.get(name)
+        name
+        for name in expected.weights.keys() | found.keys()
+        if expected.weights.get(name) != found.get(name)
     )
     if base_digest(found) != expected.digest:
         raise BaseMismatchError(
@@ -99,5 +109,6 @@ def check_config(expected: BaseLock, folder: Path) -> None:
     if not config.is_file() or sha256_file(config) != expected.config_sha256:
         raise BaseMismatchError(
             f"the base in {folder} is not {expected.name} as trained on: config.json differs",
-            f"take config.json from {expected.name}" + (f" at commit {expected.revision}" if expected.revision else ""),
+            f"take config.json from {expected.name}"
+            + (f" at commit {expected.revision}" if expected.revision else ""),
         )

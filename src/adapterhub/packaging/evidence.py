@@ -164,7 +164,9 @@ def read_failures(folder: Path) -> tuple[FailureCase, ...] | None:
         try:
             cases.append(FailureCase.model_validate_json(line))
         except ValidationError as err:
-            raise ManifestError(f"{path}, line {number}: {err.errors()[0]['msg']}", "make the evidence again") from err
+            raise ManifestError(
+                f"{path}, line {number}: {err.errors()[0]['msg']}", "make the evidence again"
+            ) from err
     return tuple(cases)
 
 

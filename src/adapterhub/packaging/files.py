@@ -37,10 +37,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, and is removed when not.
+    """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, else is removed.
 
-    Every file is fsynced before the rename. Raises ReleaseError when ``target`` exists and is not an empty folder:
-    nothing is ever overwritten.
+    Every file is fsynced before the rename. Raises ReleaseError when ``target`` exists and is not an empty
+    folder: nothing is ever overwritten.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ReleaseError(f"{target} exists already", "choose another --out, or remove it first")
@@ -70,10 +70,10 @@ def sha256_file(path: Path) -> str:
 
 
 def check_relative_path(path: str) -> str:
-    """Return ``path`` if it is a plain relative POSIX path inside a folder; raise ValueError that says why not.
+    """Return ``path`` if it is a plain relative POSIX path inside a folder; else raise ValueError saying why.
 
-    Refused: absolute paths, ``..``, ``.`` and empty parts, backslashes, drive letters, control characters, over 512
-    characters. A manifest, a Hub listing and a command line all name files this way.
+    Refused: absolute paths, ``..``, ``.`` and empty parts, backslashes, drive letters, control characters,
+    over 512 characters. A manifest, a Hub listing and a command line all name files this way.
     """
     if not path or len(path) > _MAX_PATH_CHARS:
         raise ValueError(f"a file name of {len(path)} characters (1 to {_MAX_PATH_CHARS} are allowed)")
@@ -87,7 +87,7 @@ def check_relative_path(path: str) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """The relative POSIX paths of every file below ``folder``, sorted; links to files count, links to folders do not."""
+    """The sorted relative POSIX paths of all files below ``folder``, links to files among them."""
     found = []
     for root, _dirs, names in os.walk(folder):
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]

@@ -183,12 +183,15 @@ class Manifest(Frozen):
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise ManifestError(
-                f"{where} is {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}", "ask its maker for a sound one"
+                f"{where} is {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}",
+                "ask its maker for a sound one",
             )
         try:
             content = json.loads(data, object_pairs_hook=_no_duplicate_keys)
         except (ValueError, RecursionError) as err:
-            raise ManifestError(f"{where} is not valid JSON: {err}", "take the release from its source again") from err
+            raise ManifestError(
+                f"{where} is not valid JSON: {err}", "take the release from its source again"
+            ) from err
         found = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(found, int) and found > SCHEMA_VERSION:
             raise ManifestError(
@@ -232,7 +235,9 @@ def parse_version(text: str) -> PyPIVersion:
             raise InvalidVersion(text)
         return PyPIVersion(bare)
     except InvalidVersion as err:
-        raise VersionError(f"{text!r} is not a semantic version", "write it like 1.2.3 or 1.2.3-rc.1") from err
+        raise VersionError(
+            f"{text!r} is not a semantic version", "write it like 1.2.3 or 1.2.3-rc.1"
+        ) from err
 
 
 def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

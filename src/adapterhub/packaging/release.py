@@ -13,7 +13,7 @@ from adapterhub.packaging.files import list_files, sha256_file, staged_folder, w
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 
 NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME, ".gitattributes")
-"""What a release holds without listing it; the Hub puts .gitattributes into every repository, and nothing loads it."""
+"""What a release holds without listing it. The Hub puts .gitattributes into every repository."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Release:
 
     @property
     def digest(self) -> str:
-        """sha256 of adapterhub.json as it lies there, 64 hex digits: it stands for every file of the release."""
+        """sha256 of adapterhub.json as it lies there, 64 hex digits; it stands for every listed file."""
         return sha256_file(self.path / MANIFEST_NAME)
 
     @property
@@ -53,7 +53,9 @@ class Release:
         """
         listed = self.manifest.files
         if only is None:
-            unlisted = [name for name in list_files(self.path) if name not in listed and name not in NOT_LISTED]
+            unlisted = [
+                name for name in list_files(self.path) if name not in listed and name not in NOT_LISTED
+            ]
             if unlisted:
                 raise SignatureError(
                     f"{self.path} holds what {MANIFEST_NAME} does not list: {_some(unlisted)}",
@@ -69,12 +71,13 @@ class Release:
         size = path.stat().st_size
         if size != entry.size or sha256_file(path) != entry.sha256:
             raise SignatureError(
-                f"{path} is not the file that {MANIFEST_NAME} lists ({entry.size} bytes, sha256 {entry.sha256[:12]}…)",
+                f"{path} is not the file that {MANIFEST_NAME} lists "
+                f"({entry.size} bytes, sha256 {entry.sha256[:12]}…)",
                 "it was changed or damaged: take the release from its source again",
             )
 
     def with_files(self, contents: Mapping[str, bytes]) -> Release:
-        """Add or replace files (evidence, cards) and rewrite the manifest, each atomically; return the new state.
+        """Add or replace files (evidence, cards), rewrite the manifest, each atomically; return the result.
 
         The manifest is written last: a crash in between is mended by running the same command again. Raises
         ReleaseError when the release is signed and a content differs, because that would break the signature.
@@ -103,14 +106,12 @@ class Release:
 
 
 @contextmanager
-def new_release(
-    path: Path, draft: Manifest, known: Mapping[str, FileEntry] | None = None
-) -> Iterator[Path]:
-    """Make a release at ``path``: fill the yielded folder; when the block ends well it is hashed, sealed and renamed.
+def new_release(path: Path, draft: Manifest, known: Mapping[str, FileEntry] | None = None) -> Iterator[Path]:
+    """Make a release at ``path``: fill the yielded folder; it is sealed and renamed when the block ends well.
 
-    ``draft`` is the manifest without its files. ``known`` may be filled inside the block with the entries of files that
-    were hashed while they were written; the others are hashed at the end. When the block fails, nothing is left behind. Raises ReleaseError when
-    ``path`` exists and is not an empty folder.
+    ``draft`` is the manifest without its files. ``known`` may be filled inside the block with the entries of
+    files that were hashed while they were written; the others are hashed at the end. When the block fails,
+    nothing is left behind. Raises ReleaseError when ``path`` exists and is not an empty folder.
     """
     with staged_folder(path) as staging:
         yield staging

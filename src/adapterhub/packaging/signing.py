@@ -103,8 +103,9 @@ def check_signature(
 ) -> Signer | None:
     """Check every file, and the signature as far as it can be checked with ``keys`` and the trusted keys.
 
-    Returns who signed it; None when it is unsigned or signed by a stranger, which ``require_signed`` refuses. Raises
-    SignatureError for a changed file always, and for a signature that claims a known key and does not hold.
+    Returns who signed it; None when it is unsigned or signed by a stranger, which ``require_signed``
+    refuses. Raises SignatureError for a changed file always, and for a signature that claims a known key and
+    does not hold.
     """
     known = [*keys, *trusted_keys()]
     if not require_signed and _is_by_stranger(folder / SIGNATURE_NAME, known):
