@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 CHATML = (
     "{% for message in messages %}"
@@ -40,6 +40,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real instruction data beside the repository; tests that want it skip without it."""
+    if not _SHARED_DATA.is_dir():
+        pytest.skip("no shared data beside the repository")
+    return _SHARED_DATA
 
 
 @pytest.fixture(scope="session")

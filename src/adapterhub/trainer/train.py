@@ -200,6 +200,7 @@ def _trainer(
         activation_checkpointing=plan.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=True,
+        use_cache=False,  # with a cache, transformers no longer sees that rows are packed, and examples would mix
         use_cpu=hardware.device == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
