@@ -1,0 +1,207 @@
+"""Speaking to a Hub: one place that makes the client, and one that turns what goes wrong into our errors."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+from adapterhub.errors import AdapterHubError, AuthError, ConflictError, HubError, RefError
+from adapterhub.hub.refs import Ref
+from adapterhub.packaging.files import write_atomic
+from adapterhub.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+RepoType = Literal["model", "dataset"]
+PUBLIC_HUB: Final = "https://huggingface.co"
+_FIRST_ANSWER: Final = 20.0  # seconds; huggingface_hub itself would wait for ever
+_NETWORK = "check the network, and that --endpoint or HF_ENDPOINT names a Hub that is running"
+_TOKEN = "set HF_TOKEN, or log in with `hf auth login`"
+
+
+def connect(endpoint: str | None = None, token: str | None = None) -> HfApi:
+    """A client of one Hub.
+
+    ``endpoint`` is its address, else $HF_ENDPOINT, else the public Hub; every call made through the client
+    goes there. ``token`` is the access token, else $HF_TOKEN or what `hf auth login` stored. Raises HubError
+    for an endpoint that is no http address.
+    """
+    from huggingface_hub import HfApi
+
+    # huggingface_hub reads HF_ENDPOINT once, when it is imported; a caller may have set it since.
+    address = (endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise HubError(f"{address!r} is not the address of a Hub", "write it like https://huggingface.co")
+    return HfApi(
+        endpoint=address, token=token or None, library_name="adapterhub", library_version=__version__
+    )
+
+
+def has_token(api: HfApi) -> bool:
+    """Whether calls through ``api`` carry a token."""
+    from huggingface_hub import get_token
+
+    return bool(api.token or get_token())
+
+
+def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> str:
+    """The commit (40 hex digits) that ``ref`` names now; no revision means the main branch.
+
+    Without a network it is what the cache last saw under that name. Raises RefError, AuthError, HubError.
+    """
+    if ref.revision is not None and ref.is_commit:
+        return ref.revision
+    try:
+        with hub_errors(api, ref):
+            info = api.repo_info(ref.repo, repo_type=repo_type, revision=ref.revision, timeout=_FIRST_ANSWER)
+    except Unreachable:
+        known = _remembered(api, ref, repo_type)
+        if known is None:
+            raise
+        return known
+    if not info.sha:
+        raise HubError(f"{api.endpoint} names no commit for {ref}", "check that it is a Hub")
+    _remember(ref, repo_type, info.sha)
+    return info.sha
+
+
+def repo_cache(repo: str, repo_type: RepoType = "model") -> Path:
+    """The folder of the Hugging Face cache that holds a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repo, repo_type=repo_type)
+
+
+def _remembered(api: HfApi, ref: Ref, repo_type: RepoType) -> str | None:
+    from huggingface_hub.errors import RevisionResolutionError
+
+    try:
+        return api.resolve_revision(
+            ref.repo, repo_type=repo_type, revision=ref.revision, local_files_only=True
+        ).resolved
+    except RevisionResolutionError:
+        return None
+
+
+def _remember(ref: Ref, repo_type: RepoType, commit: str) -> None:
+    """Note in the cache, where huggingface_hub would, which commit a name stood for; a cache may be read-
+    only."""
+    path = repo_cache(ref.repo, repo_type) / "refs" / (ref.revision or "main")
+    try:
+        if path.is_file() and path.read_text() == commit:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, commit.encode())
+    except OSError as err:
+        if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+
+
+class Unreachable(HubError):
+    """No answer from the Hub: what is in the cache may still do."""
+
+
+@contextmanager
+def hub_errors(api: HfApi, subject: Ref | str) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside the block, about ``subject``, into an error of our tree.
+
+    The operating system's own errors (a full disk, no permission) pass through as they are.
+    """
+    try:
+        yield
+    except AdapterHubError:
+        raise
+    except Exception as err:
+        explained = _explain(err, api, str(subject))
+        if explained is None:
+            raise
+        raise explained from err
+
+
+def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
+    """The error of ours that stands for ``err``; None when it is not the Hub's."""
+    import httpx2  # huggingface_hub's own HTTP client
+    from huggingface_hub import errors
+
+    if isinstance(err, errors.HfHubHTTPError):
+        return _explain_answer(err, api, subject)
+    if isinstance(err, errors.HFValidationError):
+        return RefError(f"{subject}: {_line(err)}", "write it as owner/name[@revision]")
+    if isinstance(err, errors.OfflineModeIsEnabled):
+        return Unreachable(
+            f"{subject} is not in the cache, and HF_HUB_OFFLINE forbids asking {api.endpoint}",
+            "unset HF_HUB_OFFLINE, or fetch it once with a network",
+        )
+    if isinstance(err, httpx2.HTTPError | httpx2.InvalidURL):
+        return Unreachable(f"no answer from {api.endpoint} about {subject}: {_line(err)}", _NETWORK)
+    if isinstance(err, json.JSONDecodeError):
+        return HubError(f"{api.endpoint} does not answer like a Hub", _NETWORK)
+    if isinstance(err, OSError) and err.errno is not None:
+        return None
+    if "No space left on device" in str(err):  # hf_xet tells of a full disk in words only
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(repo_cache(subject.partition("@")[0])))
+    # huggingface_hub wraps what happened in words of its own: a missing cache entry, a failed upload.
+    cause = err.__cause__
+    explained = _explain(cause, api, subject) if cause is not None else None
+    if explained is None and isinstance(err, OSError | errors.RevisionResolutionError):
+        return HubError(f"{subject} could not be had from {api.endpoint}: {_line(err)}", _NETWORK)
+    return explained
+
+
+def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:
+    """What a Hub's refusal means."""
+    from huggingface_hub import errors
+
+    assert isinstance(err, errors.HfHubHTTPError)
+    status = err.response.status_code
+    said = err.server_message or err.response.headers.get("X-Error-Message") or _line(err)
+    said = " ".join(said.split())
+    if isinstance(err, errors.GatedRepoError):
+        return AuthError(
+            f"access to {subject} is restricted: {said}", f"ask its owner for access, then {_TOKEN}"
+        )
+    if isinstance(err, errors.RepositoryNotFoundError):
+        if has_token(api):
+            return RefError(
+                f"{api.endpoint} has no repository {subject} that your token may see",
+                "check the name, and whether that token may read it if it is private",
+            )
+        return RefError(
+            f"{api.endpoint} has no public repository {subject}",
+            f"check the name; if it is private, {_TOKEN}",
+        )
+    if isinstance(err, errors.RevisionNotFoundError):
+        return RefError(
+            f"{subject}: {api.endpoint} has no such revision", "check the version, branch or commit"
+        )
+    if isinstance(err, errors.EntryNotFoundError):
+        return RefError(f"{subject}: {said}", "check that it is the right repository and revision")
+    if status == 401:
+        if has_token(api):
+            return AuthError(f"{api.endpoint} does not know the token sent for {subject}", _TOKEN)
+        return AuthError(f"{subject} needs a token, and none was sent to {api.endpoint}", _TOKEN)
+    if status == 403:
+        return AuthError(f"the token may not do this with {subject}: {said}", "use a token that may")
+    if status in (409, 412):
+        return ConflictError(f"{subject}: {said}", "look at what is there now, and do it again")
+    if status == 429:
+        return HubError(
+            f"{api.endpoint} has had too many requests: {said}", "wait some minutes, then do it again"
+        )
+    if status >= 500:
+        return Unreachable(f"{api.endpoint} failed ({status}) with {subject}: {said}", "try again later")
+    return HubError(f"{api.endpoint} refused ({status}) {subject}: {said}", _NETWORK)
+
+
+def _line(err: BaseException, limit: int = 240) -> str:
+    text = " ".join(str(err).split()) or type(err).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
