@@ -1,0 +1,110 @@
+"""Training and evaluation rows from a dataset repository on a Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from adapterhub.errors import DataError
+from adapterhub.hub.client import connect, repo_cache, resolve
+from adapterhub.hub.refs import parse_ref
+from adapterhub.hub.snapshots import HubFile, Snapshot, fetch
+
+Split = Literal["train", "test"]
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+_ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # no rows in these
+# A split's name stands in a file's path with anything but a letter around it, as the datasets library has it.
+_SPLIT = re.compile(
+    r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])"
+)
+_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "testing")}
+
+
+@dataclass(frozen=True)
+class FetchedRows:
+    """The files of one split, in the Hugging Face cache."""
+
+    folder: Path
+    """Holds these files (as links) and nothing else."""
+    name: str
+    """``owner/name``."""
+    revision: str
+    """The commit, 40 hex digits."""
+
+
+def fetch_rows(
+    source: str, split: Split, *, endpoint: str | None = None, token: str | None = None
+) -> FetchedRows:
+    """Bring the .jsonl, .json or .parquet files of a dataset's split into the cache, checked as bases are.
+
+    ``source`` is ``owner/name[@revision]``. A file belongs to the split that its path names, like
+    ``data/train-00000-of-00001.parquet`` or ``test/rows.jsonl``; when no path names one, all files are the
+    split's. Raises DataError when the split is not there, or there more than once (several configurations, or
+    the same rows in two formats), RefError for an unknown dataset, AuthError, HubError.
+    """
+    ref, api = parse_ref(source), connect(endpoint, token)
+    commit = resolve(api, ref, "dataset")
+    snapshot = fetch(api, ref, commit, split, lambda listed: _choose(listed, str(ref), split), "dataset")
+    views = repo_cache(ref.repo, "dataset") / ".adapterhub"
+    return FetchedRows(_link(snapshot, views / f"{commit}-{split}"), ref.repo, commit)
+
+
+def _choose(listed: Mapping[str, HubFile], dataset: str, split: Split) -> Sequence[str]:
+    """The data files of one split."""
+    data = [name for name in sorted(listed) if _is_data(PurePosixPath(name))]
+    if not data:
+        raise DataError(f"{dataset} holds no data files", f"name a dataset with {', '.join(_SUFFIXES)} files")
+    splits = {name: _split_of(name) for name in data}
+    found = [name for name in data if splits[name] in _NAMES[split]]
+    if not any(splits.values()):
+        found = data
+    if not found:
+        there = sorted({known for known in splits.values() if known})
+        raise DataError(
+            f"{dataset} holds no files of the {split} split, only of {', '.join(there)}",
+            f"name a dataset whose file names say {split}",
+        )
+    kinds = sorted({(PurePosixPath(name).parent, PurePosixPath(name).suffix) for name in found})
+    if len(kinds) > 1:
+        ways = " and ".join(f"{folder / '*'}{suffix}" for folder, suffix in kinds[:3])
+        raise DataError(
+            f"{dataset} holds the {split} split in {len(kinds)} ways: {ways}",
+            "download the files you mean (hf download --repo-type dataset --local-dir) and name that folder",
+        )
+    return found
+
+
+def _is_data(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return path.suffix in _SUFFIXES and path.name not in _ABOUT and not hidden
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a path names last, or None."""
+    found = _SPLIT.findall(name.lower())
+    return found[-1] if found else None
+
+
+def _link(snapshot: Snapshot, view: Path) -> Path:
+    """A folder that shows these files and no others: the commit's own may hold those of another split."""
+    wanted = {PurePosixPath(name).name: snapshot.folder / name for name in snapshot.digests}
+    if view.is_dir() and {path.name for path in view.iterdir() if path.is_file()} == wanted.keys():
+        return view
+    view.parent.mkdir(exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{view.name}.", dir=view.parent))
+    try:
+        for name, target in wanted.items():
+            (staging / name).symlink_to(os.path.relpath(target, staging))
+        if view.exists():
+            shutil.rmtree(view)
+        staging.replace(view)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return view
