@@ -43,9 +43,11 @@ class LoraSection(Section):
     """The adapter (Hu et al. 2021; on all linear layers as in QLoRA section 4)."""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Inner size of each update B·A; parameters and optimizer state grow with it."""
     alpha: Annotated[float, Field(gt=0, le=65536)] = 16
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that is zeroed while training."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """``all-linear`` (every linear layer but the head), or module names."""
 
@@ -62,17 +64,21 @@ class TrainingSection(Section):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows that go through the model at once; the rest of the batch is accumulated."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """The highest one, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's, on the adapter's weights."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
-    """QLoRA appendix B.2."""
+    """Gradients are scaled down to this norm (QLoRA appendix B.2)."""
     optimizer: Literal["auto", "adamw", "paged_adamw", "paged_adamw_8bit"] = "auto"
     """``auto``: paged AdamW on CUDA (QLoRA section 3), torch's AdamW on the CPU."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """``auto``: as the plan says on CUDA, off on the CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the adapter's first weights, the order of rows and the dropout."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps between held-out losses; by default four times a run."""
     save_every: Annotated[int, Field(ge=1)] | None = None
@@ -98,6 +104,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
     """The release's name, without owner."""
     version: SemVer = "0.1.0"
+    """The release's version: 1.2.3, or 1.2.3-rc.1."""
     task: Annotated[str, Field(max_length=500)] | None = None
     """One sentence for the card: what it is trained to do."""
     licence: str | None = None
@@ -141,7 +148,7 @@ class Recipe(Section):
         return recipe
 
     def resolve(self, source: str) -> Path | str:
-        """A local path for ``source`` (relative to the recipe), or ``source`` itself when it names a Hub repository.
+        """A local path for ``source`` (relative to the recipe), or ``source`` itself when it names a repository.
 
         What exists on disk is a path, whatever it looks like. Raises RecipeError when it is neither.
         """
