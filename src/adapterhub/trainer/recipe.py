@@ -148,7 +148,7 @@ class Recipe(Section):
         return recipe
 
     def resolve(self, source: str) -> Path | str:
-        """A local path for ``source`` (relative to the recipe), or ``source`` itself when it names a repository.
+        """A path for ``source`` (relative to the recipe), or ``source`` itself when it names a repository.
 
         What exists on disk is a path, whatever it looks like. Raises RecipeError when it is neither.
         """
