@@ -1,6 +1,6 @@
 """Generate the demo's task: an order in free text, and the JSON object it means.
 
-    python examples/orders/generate.py DIR [--train 400] [--test 80] [--seed 0]
+    python examples/orders/generate.py DIR [--train 320] [--test 60] [--seed 0]
 
 writes DIR/train.jsonl and DIR/test.jsonl as chat messages. The answer is checkable to the letter. People correct
 themselves in mid-sentence, and the test split has names, goods and units that training never showed.
@@ -55,27 +55,45 @@ UNSEEN_LAST_NAMES = ["Abubakar", "Lindqvist", "Castellanos", "Nguyen", "O'Brien"
 
 # good -> the units it is sold in
 GOODS = {
+    "almonds": ["kg", "bag"],
+    "apple juice": ["litre", "bottle"],
     "apples": ["kg", "bag"],
+    "baking powder": ["tin", "bag"],
+    "black beans": ["tin", "kg"],
+    "brown sugar": ["kg", "box"],
+    "butter": ["kg", "pack"],
     "carrots": ["kg", "bag"],
+    "cherry jam": ["jar", "box"],
     "coffee": ["kg", "bag"],
+    "cream": ["litre", "bottle"],
+    "dried figs": ["bag", "box"],
+    "eggs": ["box", "tray"],
     "flour": ["kg", "bag"],
+    "green tea": ["box", "bag"],
+    "ground cumin": ["jar", "bag"],
     "milk": ["litre", "bottle"],
+    "mushrooms": ["kg", "tray"],
+    "oat flakes": ["kg", "pack"],
     "olive oil": ["litre", "bottle"],
+    "onions": ["kg", "sack"],
     "orange juice": ["litre", "bottle"],
     "pears": ["kg", "box"],
     "rice": ["kg", "bag"],
-    "sugar": ["kg", "box"],
-    "tea": ["box", "bag"],
+    "salt": ["kg", "pack"],
+    "sunflower oil": ["litre", "bottle"],
     "tomatoes": ["kg", "box"],
+    "tuna": ["tin", "box"],
+    "white wine": ["bottle", "box"],
+    "yoghurt": ["jar", "litre"],
 }
 UNSEEN_GOODS = {
-    "honey": ["jar", "kg"],
+    "honey": ["jar", "bucket"],
     "lentils": ["kg", "sack"],
     "mineral water": ["crate", "bottle"],
-    "pickled beets": ["jar", "box"],
+    "pickled beets": ["jar", "crate"],
     "potatoes": ["sack", "kg"],
 }
-PLURALS = {"kg": ["kilos", "kg", "kilograms"], "litre": ["litres", "liters"], "box": ["boxes"]}
+PLURALS = {"kg": ["kilos", "kg", "kilograms"], "litre": ["litres", "liters"], "box": ["boxes"]}  # others: an s
 SINGULARS = {"kg": ["kilo", "kg"]}
 DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday"]
 NUMBERS = [
@@ -119,13 +137,13 @@ def make_order(rng: random.Random, *, unseen: bool) -> tuple[str, str]:
     words = _join([_phrase(rng, item) for item in items])
     said = f"{_opening(rng, name)} {words}{f' on {day.capitalize()}' if day else ''}."
     correction = rng.random()
-    if correction < 0.25:
+    if correction < 0.2:
         said += " " + _new_quantity(rng, items)
-    elif correction < 0.4:
-        said += " " + _new_good(rng, items, sorted(set(goods) - set(chosen)))
-    elif correction < 0.5 and len(items) > 1:
+    elif correction < 0.35:
+        said += " " + _new_good(rng, items, {good: goods[good] for good in goods.keys() - set(chosen)})
+    elif correction < 0.42 and len(items) > 1:
         said += " " + _cancel(rng, items)
-    elif correction < 0.6 and day:
+    elif correction < 0.5 and day:
         day = rng.choice([other for other in DAYS if other != day])
         said += rng.choice(
             [f" Oh, {day.capitalize()} would be better.", f" No wait, not then: {day.capitalize()}."]
@@ -139,7 +157,7 @@ def make_order(rng: random.Random, *, unseen: bool) -> tuple[str, str]:
 
 
 def generate(split: str, count: int, seed: int) -> list[dict]:
-    """``count`` different chat rows of one split; half of the test rows draw on unseen names, goods and units."""
+    """``count`` different chat rows of one split; every other test row draws on unseen names, goods and units."""
     rng = random.Random(f"{split}-{seed}")
     rows: dict[str, dict] = {}
     while len(rows) < count:
@@ -199,9 +217,11 @@ def _new_quantity(rng: random.Random, items: list[Item]) -> str:
     )
 
 
-def _new_good(rng: random.Random, items: list[Item], others: list[str]) -> str:
+def _new_good(rng: random.Random, items: list[Item], others: dict[str, list[str]]) -> str:
+    """Another good in place of one, in the same unit: one that is sold in it, if there is any."""
     item = rng.choice(items)
-    old, item.good = item.good, rng.choice(others)
+    fitting = sorted(good for good, units in others.items() if item.unit in units)
+    old, item.good = item.good, rng.choice(fitting or sorted(others))
     return rng.choice(
         [f"Wait, not {old}, {item.good} instead.", f"Sorry, I said {old} but I meant {item.good}."]
     )
@@ -219,8 +239,8 @@ def main() -> None:
     """Write both splits."""
     parser = argparse.ArgumentParser(description="Generate the demo's orders task.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", type=int, default=400, help="rows of the training split")
-    parser.add_argument("--test", type=int, default=80, help="rows of the held-out split")
+    parser.add_argument("--train", type=int, default=320, help="rows of the training split")
+    parser.add_argument("--test", type=int, default=60, help="rows of the held-out split")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapterhub.errors import AdapterHubError, ReleaseError, TrainingError
+from adapterhub.errors import RecipeError, ReleaseError, TrainingError
 from adapterhub.packaging.base import weight_files
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.trainer.recipe import LoraSection
@@ -77,7 +77,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> P
     """Put a fresh LoRA adapter on every linear layer that ``lora`` targets.
 
     A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. Adapter weights
-    are fp32, (rank, in) and (out, rank) a layer. Raises TrainingError when a named target is not in the base.
+    are fp32, (rank, in) and (out, rank) a layer. Raises RecipeError when a named target is not in the base.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -87,7 +87,7 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> P
         names = [name for name, _ in model.named_modules()]
         missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
         if missing:
-            raise TrainingError(
+            raise RecipeError(
                 f"lora.target_modules: the base has no module named {', '.join(missing)}",
                 "use all-linear, or names that `adapterhub plan BASE --json` lists",
             )
@@ -141,7 +141,7 @@ def _bitsandbytes(quantization: Quantization) -> Any:
     if quantization.type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if quantization.block_size != 64:
-        raise AdapterHubError(
+        raise RecipeError(
             f"quantization.block_size {quantization.block_size}: transformers loads 4-bit bases in blocks of 64 only",
             "set quantization.block_size to 64",
         )

@@ -1,0 +1,321 @@
+"""Training from the command line: what comes out, what is said, and what happens when it goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub import Recipe, Release
+from adapterhub.packaging.evidence import CURVE, LEDGER
+from adapterhub.trainer.checkpoints import run_folder
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def adapter_bytes(release: Path) -> bytes:
+    return (release / "adapter_model.safetensors").read_bytes()
+
+
+def points(release: Path) -> list[dict]:
+    return json.loads((release / CURVE).read_bytes())["points"]
+
+
+def test_a_run_ends_in_a_sound_release_that_says_what_it_was_made_from(
+    run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = run_cli("train", recipe, "--out", out, "--json")
+    assert code == 0, stderr
+    release = Release.open(out)
+    release.check_files()
+    manifest = release.manifest
+    assert json.loads(stdout)["digest"] == release.digest
+    assert manifest.base is not None
+    assert manifest.base.quantization is not None
+    assert (manifest.base.name, manifest.base.quantization.type, manifest.base.quantization.double) == (
+        tiny_base.name,
+        "nf4",
+        True,
+    )
+    assert [(lock.source, lock.split, lock.rows) for lock in manifest.datasets] == [
+        ("train.jsonl", "train", 40),
+        ("test.jsonl", "test", 8),
+    ]
+    assert manifest.recipe is not None
+    assert manifest.recipe["lora"]["rank"] == 4
+    assert {"adapterhub", "torch", "transformers", "peft", "bitsandbytes"} <= set(manifest.tools)
+    assert not run_folder(out).exists()
+    assert "step 8/8" in stderr
+
+    curve = json.loads((out / CURVE).read_bytes())
+    losses = {point["step"]: point["loss"] for point in curve["points"] if point["loss"] is not None}
+    held_out = {point["step"]: point["eval_loss"] for point in curve["points"] if point["eval_loss"] is not None}
+    assert sorted(losses) == list(range(1, 9))
+    assert sorted(held_out) == [0, 2, 4, 6, 8]
+    assert held_out[8] < held_out[0]
+    ledger = json.loads((out / LEDGER).read_bytes())
+    assert ledger["measured_peak_bytes"] > 0
+    assert ledger["predicted_peak_bytes"] == sum(p["bytes"] for p in ledger["parts"] if p["on"] == "device")
+
+
+def test_the_recipe_in_a_manifest_trains_the_same_adapter_again(
+    run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path, rows: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run_cli("train", recipe, "--out", first)[0] == 0
+    replay = Release.open(first).manifest.recipe
+    assert replay is not None
+    (tmp_path / "again").mkdir()
+    os.symlink(tiny_base, tmp_path / "again" / replay["base"])
+    os.symlink(rows, tmp_path / "again" / "rows")
+    (tmp_path / "again" / "recipe.yaml").write_text(json.dumps(replay))  # JSON is YAML
+    assert run_cli("train", tmp_path / "again" / "recipe.yaml", "--out", second)[0] == 0
+    assert adapter_bytes(first) == adapter_bytes(second)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5])
+def test_a_run_interrupted_at_any_step_resumes_to_the_same_bytes(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run_cli("train", recipe, "--out", whole)[0] == 0
+
+    from adapterhub.trainer import progress
+
+    class Interrupting(progress.PlainProgress):
+        def step(self, done: int, *others: float) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "training_progress", Interrupting)
+        code, _, stderr = run_cli("train", recipe, "--out", resumed)
+    assert code == 130
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr
+    assert not resumed.exists()
+
+    code, _, stderr = run_cli("train", recipe, "--out", resumed)
+    assert code == 6
+    assert "unfinished run" in stderr
+    code, _, stderr = run_cli("train", recipe, "--out", resumed, "--resume")
+    assert code == 0, stderr
+    assert ("resuming from checkpoint-3" in stderr) == (stop_at > 3)
+    assert adapter_bytes(resumed) == adapter_bytes(whole)
+    assert [(p["step"], p["loss"], p["eval_loss"]) for p in points(resumed)] == [
+        (p["step"], p["loss"], p["eval_loss"]) for p in points(whole)
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_cli("train", recipe, "--out", whole, "--set", "training.steps=40")[0] == 0
+    command = [sys.executable, "-m", "adapterhub", "train", str(recipe), "--out", str(killed)]
+    command += ["--set", "training.steps=40"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not list(run_folder(killed).glob("checkpoint-*/complete")):
+        assert process.poll() is None, "it ended before the first checkpoint"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    # A kill in the middle of a checkpoint leaves one without its mark: it must not be resumed from.
+    (run_folder(killed) / "checkpoint-999").mkdir()
+    assert subprocess.run([*command, "--resume"], check=False).returncode == 0
+    assert adapter_bytes(killed) == adapter_bytes(whole)
+
+
+def test_a_run_is_only_resumed_as_itself(run_cli: Run, recipe: Path, tmp_path: Path, rows: Path) -> None:
+    out = tmp_path / "out"
+    run_folder(out).mkdir()
+    (run_folder(out) / "run.json").write_text('{"digest": "0", "recipe": {}}')
+    code, _, stderr = run_cli("train", recipe, "--out", out, "--resume")
+    assert code == 6
+    assert "another" in stderr
+    (run_folder(out) / "run.json").write_text("{")
+    code, _, stderr = run_cli("train", recipe, "--out", out, "--resume")
+    assert code == 6
+    assert "damaged" in stderr
+
+
+def test_accumulation_does_not_change_the_result(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    """Losses are means over tokens, not over micro-batches, whatever their lengths."""
+    curves = []
+    for micro in (1, 4):
+        out = tmp_path / f"micro-{micro}"
+        settings = ["lora.dropout=0", f"training.micro_batch={micro}", "data.packing=false", "quantization=null"]
+        assert run_cli("train", recipe, "--out", out, *[x for s in settings for x in ("--set", s)])[0] == 0
+        curves.append([point["loss"] for point in points(out) if point["loss"] is not None])
+    assert curves[0] == pytest.approx(curves[1], rel=2e-2)  # bf16
+
+
+def test_the_held_out_loss_is_the_same_packed_or_not(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    found = []
+    for packing in ("true", "false"):
+        out = tmp_path / packing
+        code, _, stderr = run_cli("train", recipe, "--out", out, "--set", f"data.packing={packing}")
+        assert code == 0, stderr
+        found.append(points(out)[0]["eval_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_rows_longer_than_the_context_are_left_out_counted_and_said(
+    run_cli: Run, recipe: Path, tmp_path: Path, rows: Path
+) -> None:
+    with (rows / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "long " * 100, "completion": "no"}) + "\n")
+    out = tmp_path / "out"
+    code, _, stderr = run_cli("train", recipe, "--out", out)
+    assert code == 0
+    assert "left out 1 of 41 train rows" in stderr
+    assert "train.jsonl, line 41" in stderr
+    assert Release.open(out).manifest.datasets[0].rows == 40
+
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "none", "--set", "data.max_length=8")
+    assert code == 2
+    assert "longer than data.max_length 8" in stderr
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken-base"
+    shutil.copytree(tiny_base, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], math.nan)
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    code, _, stderr = run_cli("train", recipe, "--out", out, "--set", f"base={broken}")
+    assert code == 6
+    assert "the loss is nan" in stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "problem"),
+    [
+        ("base=nowhere", 2, "nowhere: no such file or folder"),
+        ("data.train=nowhere.jsonl", 2, "nowhere.jsonl"),
+        ("data.train=rows", 0, ""),
+        ("lora.target_modules=[q_proj, qq_proj]", 2, "qq_proj"),
+        ("quantization.block_size=128", 2, "blocks of 64"),
+        ("lora.rnk=3", 2, "did you mean lora.rank"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_training(
+    run_cli: Run, recipe: Path, tmp_path: Path, override: str, code: int, problem: str
+) -> None:
+    found, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", override)
+    assert found == code, stderr
+    assert problem in stderr
+    assert "Traceback" not in stderr
+    assert (tmp_path / "out").exists() == (code == 0)
+
+
+def test_an_existing_folder_is_not_trained_over(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("x")
+    code, _, stderr = run_cli("train", recipe, "--out", out)
+    assert code == 3
+    assert "exists already" in stderr
+    assert (out / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"prompt": "a"}\n', b"\x80\x81", b'{"prompt": "a", "completion": "\\ud800"}\n'])
+def test_bad_data_is_refused_by_its_line(
+    run_cli: Run, recipe: Path, tmp_path: Path, rows: Path, content: bytes
+) -> None:
+    (rows / "train.jsonl").write_bytes(content)
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out")
+    assert code == 2, stderr
+    assert "train.jsonl" in stderr
+    assert not run_folder(tmp_path / "out").exists()
+
+
+def test_a_pickle_base_and_a_broken_base_are_refused(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+    base = tmp_path / "pickled"
+    base.mkdir()
+    (base / "config.json").write_text((Path(Recipe.read(recipe).base) / "config.json").read_text())
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", f"base={base}")
+    assert code == 3
+    assert "tokenizer" in stderr or "pickle" in stderr
+    (base / "config.json").write_text("{")
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", f"base={base}")
+    assert code == 3
+    assert "config.json" in stderr
+
+
+def test_a_full_disk_is_said_in_words_and_keeps_the_checkpoints(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk must fail on command here: the adapter's file of the second checkpoint finds no space."""
+    import safetensors.torch
+
+    real = safetensors.torch.save_file
+    calls = []
+
+    def full(*arguments: object, **named: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*arguments, **named)
+
+    import peft.peft_model
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(peft.peft_model, "safe_save_file", full)
+        code, _, stderr = run_cli("train", recipe, "--out", out)
+    assert len(calls) == 2
+    assert code == 1
+    assert "no space left" in stderr
+    assert "Traceback" not in stderr
+    assert not out.exists()
+    code, _, stderr = run_cli("train", recipe, "--out", out, "--resume")
+    assert code == 0
+    assert "resuming from checkpoint-3" in stderr
+
+
+def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> None:
+    """bitsandbytes repacks codes at the first forward without gradients; training must go on after it all the same."""
+    import torch
+
+    from adapterhub.packaging.manifest import Quantization
+    from adapterhub.trainer.model import attach_adapter, load_base
+    from adapterhub.trainer.recipe import LoraSection
+
+    model = attach_adapter(load_base(tiny_base, Quantization(), "cpu"), LoraSection(rank=4), seed=0)
+    ids = torch.arange(3, 35)[None]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()
+        model(input_ids=ids)
+        model.train()
+    after = gradients()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(gradient.abs().sum() > 0 for gradient in before.values())
