@@ -43,6 +43,13 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(COMMANDS[cmd_name]), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
 
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -58,15 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Data goes to stdout, words to stderr. An interrupt exits 130. Set ``ADAPTERHUB_TRACEBACK=1`` to see where
     an error came from.
     """
+    if "_ADAPTERHUB_COMPLETE" in os.environ:
+        cli.main(prog_name="adapterhub")  # answers the shell that completes a command line, and exits
     try:
-        cli.main(args=None if argv is None else list(argv), prog_name="adapterhub", standalone_mode=False)
+        with cli.make_context("adapterhub", list(sys.argv[1:] if argv is None else argv)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.ClickException as usage:
-        usage.show()
-        return usage.exit_code
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        help_wanted.show()
+        return help_wanted.exit_code
+    except click.UsageError as err:
+        command = err.ctx.command_path if err.ctx else "adapterhub"
+        return _fail(err.format_message(), f"see `{command} --help`", err.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)  # ends the line on which the terminal shows ^C
         return _fail("interrupted", "run the same command again; `train` goes on with --resume", 130)
     except BrokenPipeError:
         # The reader of our stdout went away (`adapterhub … | head`): not our error, and no traceback at exit.
