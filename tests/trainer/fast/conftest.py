@@ -30,9 +30,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each architecture that the fast path has a layer for."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``quantized_model(architecture, rank=…, dropout=…, targets=…)`` -> a fresh PeftModel, NF4, compute in fp32."""
+    """``quantized_model(architecture, rank=…, dropout=…, targets=…, device=…, dtype=…)`` -> a PeftModel.
+
+    Each call makes it anew with the same weights: NF4, everything else and the products in ``dtype``.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -45,7 +54,8 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
         settings = {**BASE, **ARCHITECTURES[architecture]}
         model_type = settings.pop("model_type", architecture)
         if "partly" in architecture:
-            settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+            rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+            settings["rope_parameters"] = rope
         config = AutoConfig.for_model(model_type, **settings)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
@@ -58,17 +68,25 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
         model.save_pretrained(folder)
         return folder
 
-    def build(architecture: str, *, rank: int = 4, dropout: float = 0.0, targets: Any = "all-linear") -> Any:
+    def build(
+        architecture: str,
+        *,
+        rank: int = 4,
+        dropout: float = 0.0,
+        targets: Any = "all-linear",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Any:
         if architecture not in folders:
             folders[architecture] = save(architecture)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32,
+            bnb_4bit_compute_dtype=dtype,
         )
         model = AutoModelForCausalLM.from_pretrained(
-            folders[architecture], quantization_config=quantization, dtype=torch.float32, device_map={"": "cpu"}
+            folders[architecture], quantization_config=quantization, dtype=dtype, device_map={"": device}
         )
         model.requires_grad_(False)
         torch.manual_seed(1)
@@ -79,7 +97,23 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
         keep_codes_for_training(peft_model)
         for name, parameter in peft_model.named_parameters():
             if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
+                parameter.data.copy_(torch.randn(parameter.shape) * 0.1)
         return peft_model.train()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def packed_batch() -> Callable[..., dict[str, Any]]:
+    """``packed_batch(rows=2, seed=0)``: rows of 24 tokens, sequences of 9, 11 and 4, the last without loss."""
+    import torch
+
+    def make(rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(0, BASE["vocab_size"], (rows, 24), generator=generator)
+        positions = torch.cat([torch.arange(9), torch.arange(11), torch.arange(4)]).repeat(rows, 1)
+        labels = ids.clone()
+        labels[:, :3] = labels[:, 9:12] = labels[:, 20:] = -100
+        return {"input_ids": ids, "position_ids": positions, "labels": labels}
+
+    return make

@@ -33,8 +33,11 @@ class LayerModules:
         return (self.qkv, self.output, self.gate_up, self.down)
 
 
-def unsupported(causal: Any, peft_config: Any) -> str | None:
-    """Why the fast path cannot train this model with this adapter, or None when it can."""
+def unsupported(causal: Any, peft_config: Any, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the fast path cannot train this model with this adapter, or None when it can.
+
+    ``dtype`` is what products are to be computed in on ``device``.
+    """
     from adapterhub.trainer.plan import FAST_TYPES
 
     config = causal.config
@@ -42,6 +45,8 @@ def unsupported(causal: Any, peft_config: Any) -> str | None:
         return f"the architecture {config.model_type} has no hand-written layer"
     if getattr(config, "hidden_act", None) not in _ACTIVATIONS:
         return f"the activation {getattr(config, 'hidden_act', None)} has no kernel"
+    if device.type == "cuda" and dtype == torch.float32:
+        return "attention has no kernel for float32 on CUDA"
     for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
         if getattr(config, name, 0.0):
             return f"{name} is not zero"
@@ -50,6 +55,25 @@ def unsupported(causal: Any, peft_config: Any) -> str | None:
             return f"the adapter has {name}"
     if peft_config.bias != "none":
         return "the adapter trains biases"
+    return _unsupported_module(causal)
+
+
+def _unsupported_module(causal: Any) -> str | None:
+    from bitsandbytes.nn import Linear4bit
+
+    layers = causal.model.layers
+    known = {id(module) for layer in layers for group in layer_modules(layer).groups for module in group}
+    for name, module in causal.named_modules():
+        if id(module) in known:
+            base = module.base_layer if _is_adapted(module) else module
+            if not isinstance(base, Linear4bit):
+                return f"{name} is not a 4-bit linear"
+            if _is_adapted(module) and base.in_features % 8:
+                return f"{name} has {base.in_features} inputs, not a multiple of 8"
+        elif _is_adapted(module):
+            return f"{name} has an adapter, outside the layers' linear modules"
+        if getattr(module, "lora_variant", None):
+            return f"{name} is a variant of LoRA"
     return None
 
 

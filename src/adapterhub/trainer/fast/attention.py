@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+_FLASH_FORWARD = torch.ops.aten._flash_attention_forward.default
+_FLASH_BACKWARD = torch.ops.aten._flash_attention_backward.default
+_CUDNN_FORWARD = torch.ops.aten._scaled_dot_product_cudnn_attention.default
+_CUDNN_BACKWARD = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
+# cuDNN plans anew for every shape, so it only gets long sequences of lengths that come again.
+_CUDNN_LENGTHS = 256
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -16,6 +23,11 @@ class Sequences:
     longest: int
     """Tokens of the longest; known on the host, so that no kernel waits for it."""
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.starts.shape[0] - 1
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -25,12 +37,8 @@ class Kept:
     """(T, heads, head_dim)."""
     log_sum_exp: torch.Tensor
     """float32, (heads, T)."""
-    state: tuple[torch.Tensor, ...]
-    """The kernel's own (random state; empty here)."""
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All of them, to be moved or counted."""
-        return (self.out, self.log_sum_exp)
+    state: tuple[torch.Tensor, torch.Tensor] | None
+    """The kernel's own random state, unused without dropout."""
 
 
 def attend(
@@ -39,13 +47,19 @@ def attend(
     """Softmax(scale · q kᵀ) v within each sequence, each token seeing itself and those before it.
 
     ``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv heads, head_dim); ``window`` tokens back at most, itself
-    included, if given. On CUDA by torch's flash attention for variable lengths, on the CPU in float32.
+    included, if given. On CUDA by torch's flash attention for variable lengths, or by cuDNN's where that is faster; on
+    the CPU in float32.
     """
     if not q.is_cuda:
-        out = _attend_plainly(q, k, v, sequences, scale, window)
-        return Kept(out, torch.empty(0), ())
+        return Kept(_attend_plainly(q, k, v, sequences, scale, window), torch.empty(0), None)
+    if _equal(q, sequences, window):
+        rows = (_rows(tensor, sequences) for tensor in (q, k, v))
+        out, log_sum_exp, _, _, _, _, seed, offset, _ = _CUDNN_FORWARD(
+            *rows, None, True, 0.0, True, False, scale=scale
+        )
+        return Kept(out.transpose(1, 2).flatten(0, 1), log_sum_exp, (seed, offset))
     left = _left(window, sequences)
-    out, log_sum_exp, state, unused, _ = torch.ops.aten._flash_attention_forward(
+    out, log_sum_exp, state, unused, _ = _FLASH_FORWARD(
         q, k, v, sequences.starts, sequences.starts, sequences.longest, sequences.longest,
         0.0, True, False, scale=scale, window_size_left=left, window_size_right=None if left is None else 0,
     )  # fmt: skip
@@ -63,14 +77,23 @@ def attend_backward(
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, given that of the output (T, heads, head_dim)."""
-    if not q.is_cuda:
+    if kept.state is None:
         with torch.enable_grad():
             q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
             out = _attend_plainly(q, k, v, sequences, scale, window)
         grad_q, grad_k, grad_v = torch.autograd.grad(out, (q, k, v), grad)
         return grad_q, grad_k, grad_v
+    if _equal(q, sequences, window):
+        rows = [_rows(tensor, sequences) for tensor in (grad, q, k, v, kept.out)]
+        seed, offset = kept.state
+        grads = _CUDNN_BACKWARD(
+            *rows, kept.log_sum_exp, seed, offset, None, None, None, sequences.longest, sequences.longest,
+            0.0, True, scale=scale,
+        )  # fmt: skip
+        grad_q, grad_k, grad_v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in grads)
+        return grad_q, grad_k, grad_v
     left = _left(window, sequences)
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _FLASH_BACKWARD(
         grad, q, k, v, kept.out, kept.log_sum_exp, sequences.starts, sequences.starts,
         sequences.longest, sequences.longest, 0.0, True, *kept.state,
         scale=scale, window_size_left=left, window_size_right=None if left is None else 0,
@@ -84,6 +107,22 @@ def sequences_of(position_ids: torch.Tensor) -> Sequences:
     begins = torch.nonzero(flat == 0).view(-1).to(torch.int32)
     starts = torch.cat((begins, torch.tensor([flat.numel()], dtype=torch.int32)))
     return Sequences(starts, int((starts[1:] - starts[:-1]).max()))
+
+
+def _equal(q: torch.Tensor, sequences: Sequences, window: int | None) -> bool:
+    """Whether cuDNN's kernels for equally long sequences do it: on Hopper they are faster than flash attention 2."""
+    return (
+        sequences.count * sequences.longest == q.shape[0]
+        and sequences.longest % _CUDNN_LENGTHS == 0
+        and q.shape[2] in (64, 128)
+        and _left(window, sequences) is None
+        and torch.cuda.get_device_capability(q.device)[0] == 9
+    )
+
+
+def _rows(tensor: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """(T, heads, head_dim) as (sequences, heads, longest, head_dim), a view."""
+    return tensor.unflatten(0, (sequences.count, sequences.longest)).transpose(1, 2)
 
 
 def _left(window: int | None, sequences: Sequences) -> int | None:

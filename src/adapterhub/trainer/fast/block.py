@@ -16,7 +16,7 @@ The last product (down) is never computed again: nothing in the layer's backward
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ class Batch:
     sequences: Sequences
     seed: int | None
     """Draws dropout masks, one more for each layer and product; None: nothing is dropped."""
+    backward: bool
+    """Whether a backward pass follows, for which the layers keep something."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,15 @@ class Engine:
     operations: ModuleType
     """``kernels`` on CUDA, ``reference`` on the CPU."""
     offloader: Offloader | None
-    """Moves what is kept to the host, if the plan says so."""
+    """Moves the inputs of layers that keep nothing else to the host, if the plan says so."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Values:
-    """A layer's intermediate values; the ones that are not kept are None."""
+    """A layer's intermediate values; the ones that are not kept are None.
+
+    Mutable, so that backward gives up a value's memory as soon as it has been used, whoever else holds this object.
+    """
 
     x: torch.Tensor
     """(T, h): the layer's input."""
@@ -115,6 +120,17 @@ class Block:
         self.scale, self.rotary, self.window = scale, rotary, window
         self.activation, self.level = activation, level
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the layer's input, the only thing it keeps, waits on the host."""
+        return self.level == "all" and self.engine.offloader is not None
+
+    @property
+    def offloader(self) -> Offloader:
+        """The engine's, which ``offloads`` says is there."""
+        assert self.engine.offloader is not None
+        return self.engine.offloader
+
     def forward(self, x: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Values]:
         """The layer's output for ``x``, both (T, h), and what its level keeps."""
         values = self._second_half(self._first_half(Values(x), batch), batch)
@@ -123,44 +139,47 @@ class Block:
         out = self.engine.products.forward(self.down, product, self._seed(batch, 3), values.residual)
         if self.level == "all":
             return out, Values(x)
-        return out, values if self.level == "none" else replace(values, gate_up=None)
+        if self.level == "mlp":
+            values.gate_up = None
+        return out, values
 
     def backward(
         self, values: Values, grad: torch.Tensor, batch: Batch, *, input_needed: bool
     ) -> torch.Tensor | None:
         """Add the adapters' gradients; return the gradient of the input (T, h).
 
-        ``grad`` (T, h) is overwritten: it carries the gradient along the residual connection.
+        ``grad`` (T, h) is overwritten: it carries the gradient along the residual connection. ``values`` is used up.
         """
         if values.qkv is None:
-            values = self._first_half(values, batch)
+            self._first_half(values, batch)
         if values.gate_up is None:
-            values = self._second_half(values, batch)
+            self._second_half(values, batch)
         self._mlp_backward(values, grad, batch)
-        return self._attention_backward(replace(values, gate_up=None), grad, batch, input_needed=input_needed)
+        return self._attention_backward(values, grad, batch, input_needed=input_needed)
 
     def _first_half(self, values: Values, batch: Batch) -> Values:
-        """Norm, query, key and value, attention, and its output added to x."""
+        """Norm, query, key and value, attention, and its output added to x; all of them set in ``values``."""
         products, operations = self.engine.products, self.engine.operations
         norm = self.norms[0]
-        normed, rstd = operations.norm_forward(values.x, norm.weight, norm.eps, norm.offset)
-        qkv = products.forward(self.qkv, normed, self._seed(batch, 0))
+        normed, values.rstd = operations.norm_forward(values.x, norm.weight, norm.eps, norm.offset)
+        values.qkv = qkv = products.forward(self.qkv, normed, self._seed(batch, 0))
         del normed
         if self.head_norms is None and self.rotary:
             for heads in self._split(qkv)[:2]:
                 operations.rotate(heads, batch.cos, batch.sin, heads)
         q, k, v = self._queries(qkv, batch)
-        attention = attend(q, k, v, batch.sequences, self.scale, self.window)
-        residual = products.forward(self.output, attention.out.flatten(1), self._seed(batch, 1), values.x)
-        return replace(values, rstd=rstd, qkv=qkv, attention=attention, residual=residual)
+        values.attention = attend(q, k, v, batch.sequences, self.scale, self.window)
+        out = values.attention.out.flatten(1)
+        values.residual = products.forward(self.output, out, self._seed(batch, 1), values.x)
+        return values
 
     def _second_half(self, values: Values, batch: Batch) -> Values:
-        """Norm, gate and up."""
+        """Norm, gate and up; set in ``values``."""
         assert values.residual is not None
-        norm = self.norms[1]
-        normed, rstd = self.engine.operations.norm_forward(values.residual, norm.weight, norm.eps, norm.offset)
-        gate_up = self.engine.products.forward(self.gate_up, normed, self._seed(batch, 2))
-        return replace(values, rstd_2=rstd, gate_up=gate_up)
+        operations, norm = self.engine.operations, self.norms[1]
+        normed, values.rstd_2 = operations.norm_forward(values.residual, norm.weight, norm.eps, norm.offset)
+        values.gate_up = self.engine.products.forward(self.gate_up, normed, self._seed(batch, 2))
+        return values
 
     def _mlp_backward(self, values: Values, grad: torch.Tensor, batch: Batch) -> None:
         """Turn ``grad`` from the gradient of the output into that of the residual x₂, in place."""
@@ -175,6 +194,7 @@ class Block:
         del product, inner
         normed = operations.norm_again(values.residual, norm.weight, values.rstd_2, norm.offset)
         grad_normed = self._group_backward(self.gate_up, normed, values.gate_up, self._seed(batch, 2))
+        values.gate_up = None
         operations.norm_backward(grad_normed, values.residual, norm.weight, values.rstd_2, norm.offset, grad)
 
     def _attention_backward(
@@ -273,22 +293,22 @@ class LayerFunction(torch.autograd.Function):
         """``anchor`` is any tensor that requires a gradient: it makes backward run though the embeddings are frozen."""
         with torch.autocast(x.device.type, enabled=False):
             out, kept = block.forward(x, batch)
-        if any(ctx.needs_input_grad):
-            offloader = block.engine.offloader
+        if batch.backward:
             ctx.block, ctx.batch = block, batch
-            if offloader is None:
-                ctx.kept = kept
+            if block.offloads:
+                block.offloader.store(block.index, x)
             else:
-                offloader.store(block.index, kept)
+                ctx.kept = kept
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         block: Block = ctx.block
-        offloader = block.engine.offloader
-        if offloader is None:
-            values, ctx.kept = ctx.kept, None
+        if block.offloads:
+            values = Values(block.offloader.fetch(block.index))
         else:
-            values = offloader.fetch(block.index)
-        grad = block.backward(values, grads[0].contiguous(), ctx.batch, input_needed=ctx.needs_input_grad[0])
-        return grad, None, None, None
+            values, ctx.kept = ctx.kept, None
+        grad = grads[0].contiguous()
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_x = block.backward(values, grad, ctx.batch, input_needed=ctx.needs_input_grad[0])
+        return grad_x, None, None, None

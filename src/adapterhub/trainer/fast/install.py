@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from adapterhub.trainer.plan import Plan
     from adapterhub.trainer.recipe import Recipe
 
-# What an offloaded layer sends to the host; gate and up stay, or are computed again.
-_OFFLOADED = ("x", "qkv", "attention.out", "attention.log_sum_exp", "residual")
-
 
 class FastPath:
     """The fast path of one model. ``model(**batch, labels=…)`` goes through it; without labels, the model's own way."""
@@ -35,14 +32,14 @@ class FastPath:
     def __init__(self, causal: Any, flat: FlatAdapters, blocks: list[Block], engine: Engine) -> None:
         self.flat = flat
         self._causal = causal
-        self._blocks = blocks
+        self.blocks = blocks
         self._engine = engine
         self._plain: Callable[..., Any] = causal.forward
         self._anchor = torch.zeros((), device=flat.gradient.device, requires_grad=True)
         self._drops = any(group.drops for b in blocks for group in (b.qkv, b.output, b.gate_up, b.down))
         self._norm = adapt.final_norm(causal.model, causal.config)
 
-    def optimizer(self, recipe: Recipe, plan: Plan) -> FlatAdamW:
+    def optimizer(self, recipe: Recipe, setting: Setting) -> FlatAdamW:
         """The optimizer of the recipe, with the clipping inside; give transformers ``max_grad_norm`` 0."""
         training = recipe.training
         return FlatAdamW(
@@ -50,7 +47,7 @@ class FastPath:
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
-            bits=8 if plan.setting.optimizer == "paged_adamw_8bit" else 32,
+            bits=8 if setting.optimizer == "paged_adamw_8bit" else 32,
         )
 
     @staticmethod
@@ -71,9 +68,9 @@ class FastPath:
         embedded = decoder.embed_tokens(input_ids).to(self.flat.compute.dtype).flatten(0, 1)
         cos, sin = decoder.rotary_emb(embedded[None], position_ids.reshape(1, -1))
         seed = int(torch.randint(2**31, ())) if training and self._drops else None
-        batch = Batch(cos[0], sin[0], sequences, seed)
+        batch = Batch(cos[0], sin[0], sequences, seed, torch.is_grad_enabled())
         x = embedded
-        for block in self._blocks:
+        for block in self.blocks:
             x = LayerFunction.apply(x, self._anchor, block, batch)
         norm = self._norm
         return NormFunction.apply(x, norm.weight, norm.eps, norm.offset, self._engine.operations)
@@ -131,11 +128,11 @@ def install_fast_path(model: PeftModel, recipe: Recipe, plan: Plan) -> FastPath:
     the model or the adapter needs what the fast path does not have (``plan`` chooses the plain engine for those).
     """
     causal = model.get_base_model()
-    reason = adapt.unsupported(causal, model.peft_config["default"])
+    device, dtype = next(causal.parameters()).device, _compute_dtype(recipe)
+    reason = adapt.unsupported(causal, model.peft_config["default"], dtype, device)
     if reason is not None:
         raise TrainingError(f"the fast path cannot train this model: {reason}", "train with the plain engine")
-    device = next(causal.parameters()).device
-    return install_blocks(causal, plan.setting, _compute_dtype(recipe), device)
+    return install_blocks(causal, plan.setting, dtype, device)
 
 
 def install_blocks(causal: Any, setting: Setting, dtype: torch.dtype, device: torch.device) -> FastPath:
@@ -144,7 +141,7 @@ def install_blocks(causal: Any, setting: Setting, dtype: torch.dtype, device: to
     parameters = list(adapt.adapter_parameters(layers))
     flat = flatten(parameters, dtype, device, paged=setting.optimizer != "adamw" and device.type == "cuda")
     operations = _operations(device)
-    offloader = Offloader(_OFFLOADED, device) if setting.offload and device.type == "cuda" else None
+    offloader = Offloader(device) if setting.offload and device.type == "cuda" else None
     engine = Engine(Products(operations, dtype, device), operations, offloader)
     blocks = [
         adapt.build_block(layer, index, causal.config, flat, engine, _level(index, setting))

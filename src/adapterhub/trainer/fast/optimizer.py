@@ -71,6 +71,8 @@ class FlatAdamW(torch.optim.Optimizer):
         """As any optimizer's; 8-bit moments stay 8-bit and paged state stays on the host."""
         super().load_state_dict(state_dict)
         state = self.state[self.flat.master]
+        if state:
+            state["step"] = state["step"].cpu()  # read on the host at every step
         for name, value in state.items():
             if name in ("exp_avg", "exp_avg_sq") and self.bits == 8:
                 value = value.to(torch.uint8)
