@@ -68,7 +68,13 @@ def token_group() -> None:
 @token_group.command("add")
 @_ROOT
 @click.option("--user", required=True, help="Whose token it is.")
-@click.option("--role", type=click.Choice(["read", "write"]), default="write", show_default=True)
+@click.option(
+    "--role",
+    type=click.Choice(["read", "write"]),
+    default="write",
+    show_default=True,
+    help="What the token may do.",
+)
 @click.option(
     "--org", "orgs", multiple=True, help="A further namespace of theirs, such as a team's; may be repeated."
 )
