@@ -15,7 +15,9 @@ import pytest
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: a second thread costs more than it brings
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # the models are tiny: a second thread costs more than it brings
 
 _SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

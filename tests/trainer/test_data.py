@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from adapterhub import DataError
 from adapterhub.trainer.data import Row, read_rows, rows_digest, to_messages
 
-CHAT = {"messages": [{"role": "user", "content": "Two pears."}, {"role": "assistant", "content": '{"pears":2}'}]}
+CHAT = {
+    "messages": [{"role": "user", "content": "Two pears."}, {"role": "assistant", "content": '{"pears":2}'}]
+}
 PAIR = {"prompt": "Two pears.", "completion": '{"pears":2}'}
 ALPACA = {"instruction": "Two pears.", "input": "", "output": '{"pears":2}'}
 
@@ -111,11 +113,15 @@ def test_a_folder_without_the_split_is_refused(tmp_path: Path, write_jsonl: Call
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["messages", "prompt", "completion", "instruction", "input", "output", "role", "content"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["messages", "prompt", "completion", "instruction", "input", "output", "role", "content"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=8,
 )

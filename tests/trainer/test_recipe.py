@@ -91,7 +91,9 @@ def test_a_malformed_override_is_refused(recipe_file: Path, override: str) -> No
         Recipe.read(recipe_file, [override])
 
 
-@pytest.mark.parametrize("content", ["", "- a\n", "a: [", "\tb: 1", "!!python/object/apply:os.system [ls]", "a: \x00"])
+@pytest.mark.parametrize(
+    "content", ["", "- a\n", "a: [", "\tb: 1", "!!python/object/apply:os.system [ls]", "a: \x00"]
+)
 def test_what_is_no_recipe_is_refused_in_words(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
@@ -145,7 +147,9 @@ def test_any_override_gives_a_recipe_or_a_recipe_error(key: str, value: str) -> 
 @given(
     st.dictionaries(
         st.sampled_from(list(all_keys())),
-        st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2)),
+        st.one_of(
+            st.none(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2)
+        ),
         max_size=4,
     )
 )

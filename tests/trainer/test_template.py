@@ -36,7 +36,9 @@ def test_the_mask_decodes_to_the_answer_and_its_end_token(tokenizer, prompt: str
     encoded = encode(tokenizer, messages)
     assert labelled(tokenizer, encoded) == answer + "<|im_end|>"
     assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(messages, tokenize=False)
-    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    assert all(
+        label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True)
+    )
 
 
 def test_every_assistant_turn_is_learned(tokenizer) -> None:
@@ -55,27 +57,44 @@ def test_an_answer_that_repeats_its_prompt_is_found_in_the_right_place(tokenizer
 def test_a_pad_token_that_is_the_end_token_hides_no_end_token(tokenizer) -> None:
     assert tokenizer.pad_token == tokenizer.eos_token  # the classic trap
     encoded = encode(tokenizer, chat(("user", "a"), ("assistant", "b")))
-    assert encoded.labels[encoded.input_ids.index(tokenizer.eos_token_id, -3)] in (IGNORED, tokenizer.eos_token_id)
+    assert encoded.labels[encoded.input_ids.index(tokenizer.eos_token_id, -3)] in (
+        IGNORED,
+        tokenizer.eos_token_id,
+    )
     assert [label for label in encoded.labels if label != IGNORED][-1] == tokenizer.eos_token_id
     assert end_token_id(tokenizer) == tokenizer.eos_token_id
 
 
 def test_a_template_that_strips_answers_is_followed(tokenizer, tiny_base: Path) -> None:
     stripping = load_tokenizer(tiny_base)
-    stripping.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
-    assert labelled(stripping, encode(stripping, chat(("user", "a"), ("assistant", " b \n")))) == "b<|im_end|>"
+    stripping.chat_template = tokenizer.chat_template.replace(
+        "message['content']", "message['content'] | trim"
+    )
+    assert (
+        labelled(stripping, encode(stripping, chat(("user", "a"), ("assistant", " b \n")))) == "b<|im_end|>"
+    )
 
 
 @pytest.mark.parametrize(
     ("template", "error", "problem"),
     [
         (None, RecipeError, "no chat template"),
-        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", DataError, "without an end token"),
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+            DataError,
+            "without an end token",
+        ),
         ("{{ raise_exception('no system role') }}", DataError, "no system role"),
-        ("{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}", DataError, "changes the assistant"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}",
+            DataError,
+            "changes the assistant",
+        ),
     ],
 )
-def test_a_template_that_cannot_be_trained_with_is_refused(tiny_base: Path, template, error, problem: str) -> None:
+def test_a_template_that_cannot_be_trained_with_is_refused(
+    tiny_base: Path, template, error, problem: str
+) -> None:
     other = load_tokenizer(tiny_base)
     other.chat_template = template
     with pytest.raises(error, match=problem):

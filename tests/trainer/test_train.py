@@ -59,7 +59,9 @@ def test_a_run_ends_in_a_sound_release_that_says_what_it_was_made_from(
 
     curve = json.loads((out / CURVE).read_bytes())
     losses = {point["step"]: point["loss"] for point in curve["points"] if point["loss"] is not None}
-    held_out = {point["step"]: point["eval_loss"] for point in curve["points"] if point["eval_loss"] is not None}
+    held_out = {
+        point["step"]: point["eval_loss"] for point in curve["points"] if point["eval_loss"] is not None
+    }
     assert sorted(losses) == list(range(1, 9))
     assert sorted(held_out) == [0, 2, 4, 6, 8]
     assert held_out[8] < held_out[0]
@@ -118,7 +120,9 @@ def test_a_run_interrupted_at_any_step_resumes_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(
+    run_cli: Run, recipe: Path, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_cli("train", recipe, "--out", whole, "--set", "training.steps=40")[0] == 0
     command = [sys.executable, "-m", "adapterhub", "train", str(recipe), "--out", str(killed)]
@@ -154,7 +158,12 @@ def test_accumulation_does_not_change_the_result(run_cli: Run, recipe: Path, tmp
     curves = []
     for micro in (1, 4):
         out = tmp_path / f"micro-{micro}"
-        settings = ["lora.dropout=0", f"training.micro_batch={micro}", "data.packing=false", "quantization=null"]
+        settings = [
+            "lora.dropout=0",
+            f"training.micro_batch={micro}",
+            "data.packing=false",
+            "quantization=null",
+        ]
         assert run_cli("train", recipe, "--out", out, *[x for s in settings for x in ("--set", s)])[0] == 0
         curves.append([point["loss"] for point in points(out) if point["loss"] is not None])
     assert curves[0] == pytest.approx(curves[1], rel=2e-2)  # bf16
@@ -238,7 +247,9 @@ def test_an_existing_folder_is_not_trained_over(run_cli: Run, recipe: Path, tmp_
     assert (out / "precious").read_text() == "x"
 
 
-@pytest.mark.parametrize("content", [b"", b'{"prompt": "a"}\n', b"\x80\x81", b'{"prompt": "a", "completion": "\\ud800"}\n'])
+@pytest.mark.parametrize(
+    "content", [b"", b'{"prompt": "a"}\n', b"\x80\x81", b'{"prompt": "a", "completion": "\\ud800"}\n']
+)
 def test_bad_data_is_refused_by_its_line(
     run_cli: Run, recipe: Path, tmp_path: Path, rows: Path, content: bytes
 ) -> None:
@@ -259,7 +270,7 @@ def test_a_pickle_base_and_a_broken_base_are_refused(run_cli: Run, recipe: Path,
     assert "tokenizer" in stderr or "pickle" in stderr
     (base / "config.json").write_text("{")
     code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", f"base={base}")
-    assert code == 3
+    assert code == 2
     assert "config.json" in stderr
 
 

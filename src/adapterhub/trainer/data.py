@@ -168,6 +168,7 @@ def _check_messages(messages: Any) -> tuple[dict[str, str], ...]:
         role = message.get("role")
         if role not in ROLES:
             raise ValueError(f"messages[{index}].role is {role!r}; known are {', '.join(ROLES)}")
+        _check_unicode(message["content"], f"messages[{index}].content")
         if role == "assistant" and not message["content"].strip():
             raise ValueError(f"messages[{index}]: the assistant says nothing")
         checked.append({"role": role, "content": message["content"]})
@@ -190,7 +191,16 @@ def _text(content: dict[str, Any], key: str) -> str:
     value = content[key]
     if not isinstance(value, str):
         raise ValueError(f"{key} must be text, this is {_kind(value)}")
+    _check_unicode(value, key)
     return value
+
+
+def _check_unicode(text: str, key: str) -> None:
+    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(f"{key} holds half a surrogate pair at character {err.start + 1}") from err
 
 
 def _kind(value: Any) -> str:
