@@ -2,11 +2,11 @@
 
     python examples/orders/generate.py DIR [--train 320] [--test 60] [--seed 0]
 
-writes DIR/train.jsonl and DIR/test.jsonl as chat messages. The answer is checkable to the letter. People correct
-themselves in mid-sentence, and the test split has names, goods and units that training never showed.
+writes DIR/train.jsonl and DIR/test.jsonl as chat messages. The answer is checkable to the letter. People
+correct themselves in mid-sentence, and the test split has names, goods and units that training never showed.
 
-Disjoint by construction: the sha256 of an order's text decides its split (``split_of``), so no text can be in both,
-whatever the seeds and sizes are.
+Disjoint by construction: the sha256 of an order's text decides its split (``split_of``), so no text can be in
+both, whatever the seeds and sizes are.
 """
 
 from __future__ import annotations
@@ -93,7 +93,11 @@ UNSEEN_GOODS = {
     "pickled beets": ["jar", "crate"],
     "potatoes": ["sack", "kg"],
 }
-PLURALS = {"kg": ["kilos", "kg", "kilograms"], "litre": ["litres", "liters"], "box": ["boxes"]}  # others: an s
+PLURALS = {
+    "kg": ["kilos", "kg", "kilograms"],
+    "litre": ["litres", "liters"],
+    "box": ["boxes"],
+}  # others: an s
 SINGULARS = {"kg": ["kilo", "kg"]}
 DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday"]
 NUMBERS = [
@@ -128,7 +132,7 @@ def split_of(text: str) -> str:
 
 
 def make_order(rng: random.Random, *, unseen: bool) -> tuple[str, str]:
-    """One (text, answer). With ``unseen``, names, goods and units are drawn from the lists kept from training too."""
+    """One (text, answer). With ``unseen``, the lists that training never shows are drawn from too."""
     name = _name(rng, unseen)
     goods = GOODS | UNSEEN_GOODS if unseen else GOODS
     chosen = rng.sample(sorted(goods), rng.choices([1, 2, 3, 4], [2, 4, 3, 1])[0])
@@ -157,7 +161,7 @@ def make_order(rng: random.Random, *, unseen: bool) -> tuple[str, str]:
 
 
 def generate(split: str, count: int, seed: int) -> list[dict]:
-    """``count`` different chat rows of one split; every other test row draws on unseen names, goods and units."""
+    """``count`` different chat rows of one split; every other test row draws on unseen words."""
     rng = random.Random(f"{split}-{seed}")
     rows: dict[str, dict] = {}
     while len(rows) < count:

@@ -1,4 +1,4 @@
-"""From a reference or a folder to a model that answers: resolve, pull, verify, load the base as trained, attach."""
+"""From a reference or a folder to a model that answers: pull, verify, load the base as trained, attach."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def load_adapter(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a released adapter, ready to generate: ``model, tokenizer = load_adapter("owner/name@v0.1.0")``.
 
-    ``ref`` is a release's folder or ``owner/name[@version]`` on the Hub; every file is checked against the manifest,
-    and a signature that is there must hold. ``require_signed`` refuses what none of your trusted keys (or ``keys``,
-    public key files) signed. The base is loaded quantized as it was in training, on ``device`` (CUDA when there is
-    one): ``base`` names its folder or Hub repository, by default the commit that the release names. Its digest must
-    be the one trained on, unless ``any_base`` says that another will do. The tokenizer carries the chat template of
-    training, and generation stops at that template's end token.
+    ``ref`` is a release's folder or ``owner/name[@version]`` on the Hub; every file is checked against the
+    manifest, and a signature that is there must hold. ``require_signed`` refuses what none of your trusted
+    keys (or ``keys``, public key files) signed. The base is loaded quantized as it was in training, on
+    ``device`` (CUDA when there is one): ``base`` names its folder or Hub repository, by default the commit
+    that the release names. Its digest must be the one trained on, unless ``any_base`` says that another will
+    do. The tokenizer carries the chat template of training, and generation stops at that template's end
+    token.
 
     A merged release is loaded by itself. Raises SignatureError, ReleaseError, BaseMismatchError, HubError.
     """
@@ -80,8 +81,9 @@ def load_release(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load an opened release, whose files were checked by its opener; see ``load_adapter``.
 
-    Returns (peft.PeftModel over the base, tokenizer) for an adapter, (model, tokenizer) for a merged checkpoint; in
-    evaluation mode. Raises ReleaseError for a data set, and for an adapter that its own configuration breaks.
+    Returns (peft.PeftModel over the base, tokenizer) for an adapter, (model, tokenizer) for a merged
+    checkpoint; in evaluation mode. Raises ReleaseError for a data set, and for an adapter that its own
+    configuration breaks.
     """
     from adapterhub.trainer.model import load_base, load_tokenizer
     from adapterhub.trainer.template import end_token_id
@@ -114,8 +116,8 @@ def find_base(
 ) -> Path:
     """The folder of the base that ``base`` names, or that ``lock`` does, checked against the lock's digest.
 
-    Raises BaseMismatchError when it is another base than the lock's (unless ``any_base``), ReleaseError when nothing
-    names one, HubError and its kinds when it cannot be fetched.
+    Raises BaseMismatchError when it is another base than the lock's (unless ``any_base``), ReleaseError when
+    nothing names one, HubError and its kinds when it cannot be fetched.
     """
     if base is not None and Path(base).is_dir():
         if lock is not None and not any_base:
@@ -137,7 +139,7 @@ def _source_of(lock: BaseLock | None) -> str:
     if lock.revision is None:
         raise BaseMismatchError(
             f"the release was trained on a local copy of {lock.name}, and names no commit on the Hub",
-            f"name the folder of that base (base digest {lock.digest[:12]}…): base=… in Python, --base at the shell",
+            f"name that base's folder (base digest {lock.digest[:12]}…) as base=… or --base",
         )
     return f"{lock.name}@{lock.revision}"
 

@@ -131,8 +131,7 @@ JSON_VALUES = st.recursive(
 def test_any_row_gives_messages_or_a_value_error(content: object) -> None:
     try:
         messages = to_messages(content)
-    except ValueError as err:
-        assert str(err)
+    except ValueError:
         return
     assert messages[-1]["role"] == "assistant"
     assert all(set(message) == {"role", "content"} for message in messages)

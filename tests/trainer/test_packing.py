@@ -14,7 +14,7 @@ from adapterhub.trainer.template import IGNORED, Encoded
 
 def example(length: int, start: int = 3) -> Encoded:
     ids = [start + i for i in range(length)]
-    return Encoded(ids, [IGNORED] + ids[1:])
+    return Encoded(ids, [IGNORED, *ids[1:]])
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(0, 5), st.booleans())
@@ -41,7 +41,7 @@ def test_padding_carries_no_loss_and_is_a_sequence_of_its_own() -> None:
 
 
 def test_a_packed_example_computes_what_it_computes_alone(tiny_base: Path) -> None:
-    """No attention and no position leaks: logits in a packed, padded batch are those of the example by itself."""
+    """No attention or position leaks: logits in a packed, padded batch are those of the example alone."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()

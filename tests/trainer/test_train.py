@@ -78,8 +78,8 @@ def test_the_recipe_in_a_manifest_trains_the_same_adapter_again(
     replay = Release.open(first).manifest.recipe
     assert replay is not None
     (tmp_path / "again").mkdir()
-    os.symlink(tiny_base, tmp_path / "again" / replay["base"])
-    os.symlink(rows, tmp_path / "again" / "rows")
+    (tmp_path / "again" / replay["base"]).symlink_to(tiny_base)
+    (tmp_path / "again" / "rows").symlink_to(rows)
     (tmp_path / "again" / "recipe.yaml").write_text(json.dumps(replay))  # JSON is YAML
     assert run_cli("train", tmp_path / "again" / "recipe.yaml", "--out", second)[0] == 0
     assert adapter_bytes(first) == adapter_bytes(second)
@@ -306,7 +306,7 @@ def test_a_full_disk_is_said_in_words_and_keeps_the_checkpoints(
 
 
 def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> None:
-    """bitsandbytes repacks codes at the first forward without gradients; training must go on after it all the same."""
+    """bitsandbytes repacks codes at the first forward without gradients; training must go on all the same."""
     import torch
 
     from adapterhub.packaging.manifest import Quantization

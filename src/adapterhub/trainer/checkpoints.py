@@ -23,9 +23,9 @@ def run_folder(out: Path) -> Path:
 def prepare_run(out: Path, identity: dict[str, Any], *, resume: bool) -> Path | None:
     """Make or enter the run folder; return the checkpoint to go on from, None to begin.
 
-    ``identity`` is everything that decides the result (recipe, data digests, base digest); a run is only resumed with
-    the identity it began with. Checkpoints that a kill left unfinished are removed. Raises TrainingError when there is
-    a run already and ``resume`` was not asked for, or when it was another run.
+    ``identity`` is everything that decides the result (recipe, data digests, base digest); a run is only
+    resumed with the identity it began with. Checkpoints that a kill left unfinished are removed. Raises
+    TrainingError when there is a run already and ``resume`` was not asked for, or when it was another run.
     """
     folder = run_folder(out)
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Training and evaluation rows: read from files, brought to one form, refused with a line number when malformed."""
+"""Training and evaluation rows: read from files, brought to one form, refused by line when malformed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Row:
 def read_rows(source: Path | str, split: Split = "train") -> list[Row]:
     """Every row of a JSONL, JSON or parquet file, or of a folder of them.
 
-    Three forms are known, row by row: chat ``messages``; ``prompt`` and ``completion``; Alpaca's ``instruction``,
-    ``input`` (may be empty or absent) and ``output``. Other keys are ignored. Of a folder whose files are named after
-    splits (``train*.jsonl``, ``test*.jsonl``) only those of ``split`` are read.
+    Three forms are known, row by row: chat ``messages``; ``prompt`` and ``completion``; Alpaca's
+    ``instruction``, ``input`` (may be empty or absent) and ``output``. Other keys are ignored. Of a folder
+    whose files are named after splits (``train*.jsonl``, ``test*.jsonl``) only those of ``split`` are read.
 
     Raises DataError for a missing or empty source, or naming the first malformed row by file and line.
     """

@@ -60,7 +60,7 @@ class AdapterTrainer(Trainer):
 
 
 class _Watcher(TrainerCallback):
-    """Shows progress, measures the held-out loss, stops at NaN, marks checkpoints, keeps the clock over resumes."""
+    """Shows progress, measures held-out loss, stops at NaN, marks checkpoints, keeps the clock."""
 
     def __init__(
         self,
@@ -108,10 +108,11 @@ class _Watcher(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        if not math.isfinite(loss) or not math.isfinite((logs or {}).get("grad_norm", 0.0)):
+        norm = (logs or {}).get("grad_norm", 0.0)
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
-                f"the loss is {loss} at step {state.global_step}, gradient norm {(logs or {}).get('grad_norm')}",
-                "lower training.learning_rate or raise training.warmup; --resume goes back to the last checkpoint",
+                f"the loss is {loss} at step {state.global_step}, the gradient norm {norm}",
+                "lower training.learning_rate or raise training.warmup; --resume has the last checkpoint",
             )
         seconds = time.monotonic() - self._began - self._evaluating
         rate = self._trainer.tokens_seen / max(seconds, 1e-9)

@@ -23,7 +23,7 @@ Device = Literal["cpu", "cuda"]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``, with a pad token. Raises ReleaseError when there is none that can be read."""
+    """The tokenizer in ``folder``, with a pad token. Raises ReleaseError when none can be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -41,8 +41,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_base(folder: Path, quantization: Quantization | None, device: Device) -> PreTrainedModel:
     """The base model in ``folder`` on ``device``: frozen, linear layers quantized, everything else in bf16.
 
-    QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product. Raises
-    ReleaseError when the folder is not a checkpoint that transformers knows, TrainingError when it does not fit.
+    QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product.
+    Raises ReleaseError when the folder is not a checkpoint that transformers knows, TrainingError when it
+    does not fit.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -76,8 +77,9 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> PeftModel:
     """Put a fresh LoRA adapter on every linear layer that ``lora`` targets.
 
-    A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. Adapter weights
-    are fp32, (rank, in) and (out, rank) a layer. Raises RecipeError when a named target is not in the base.
+    A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. Adapter
+    weights are fp32, (rank, in) and (out, rank) a layer. Raises RecipeError when a named target is not in the
+    base.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -106,10 +108,11 @@ def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> P
 
 
 def keep_codes_for_training(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking NF4 codes on the CPU when the model is evaluated between training steps.
+    """Stop bitsandbytes from repacking NF4 codes on the CPU when a model in training is evaluated.
 
-    ``Linear4bit`` repacks its codes for an inference kernel on the first forward without gradients; that kernel has
-    no backward, so every later training step would silently lose the gradient below it (bitsandbytes 0.50).
+    ``Linear4bit`` repacks its codes for an inference kernel on the first forward without gradients; that
+    kernel has no backward, so every later training step would silently lose the gradient below it
+    (bitsandbytes 0.50).
     """
     import bitsandbytes
 
@@ -120,7 +123,7 @@ def keep_codes_for_training(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' bar out of logs, and bitsandbytes' advice to install a kernel that training cannot use."""
+    """Keep transformers' bar out of logs, and bitsandbytes' advice on a kernel that training cannot use."""
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -142,7 +145,7 @@ def _bitsandbytes(quantization: Quantization) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     if quantization.block_size != 64:
         raise RecipeError(
-            f"quantization.block_size {quantization.block_size}: transformers loads 4-bit bases in blocks of 64 only",
+            f"quantization.block_size {quantization.block_size}: transformers quantizes in blocks of 64 only",
             "set quantization.block_size to 64",
         )
     return BitsAndBytesConfig(

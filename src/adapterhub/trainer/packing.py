@@ -29,8 +29,9 @@ class PackedRow:
 def pack(examples: Sequence[Encoded], max_length: int, *, seed: int, packing: bool = True) -> list[PackedRow]:
     """Shuffle examples by ``seed`` and put them into rows of at most ``max_length`` tokens.
 
-    Best fit: each example goes into the open row that it fills most; so no order by length is left in the data.
-    Without ``packing`` each example is a row of its own. Every example must fit: leave longer ones out before.
+    Best fit: each example goes into the open row that it fills most; so no order by length is left in the
+    data. Without ``packing`` each example is a row of its own. Every example must fit: leave longer ones out
+    before.
     """
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
@@ -55,8 +56,9 @@ def pack(examples: Sequence[Encoded], max_length: int, *, seed: int, packing: bo
 def collate(rows: Sequence[PackedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows to one batch: ``input_ids``, ``labels`` and ``position_ids``, each int64 of shape (rows, longest).
 
-    Padding is marked by position, not by token id: it is a sequence of its own at the row's end, carries no loss, and
-    no example attends to it. So a pad token that is the end token as well (as in SmolLM2) hides no end token.
+    Padding is marked by position, not by token id: it is a sequence of its own at the row's end, carries no
+    loss, and no example attends to it. So a pad token that is the end token as well (as in SmolLM2) hides no
+    end token.
     """
     import torch
 

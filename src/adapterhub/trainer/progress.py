@@ -88,8 +88,8 @@ class PlainProgress:
         now = time.monotonic()
         if done == total or now - self._last >= self._INTERVAL:
             self._last = now
-            line = f"step {done}/{total}  loss {loss:.4f}  {tokens_per_second:,.0f} tok/s  {duration(seconds_left)} left"
-            print(line, file=sys.stderr, flush=True)
+            speed = f"{tokens_per_second:,.0f} tok/s  {duration(seconds_left)} left"
+            print(f"step {done}/{total}  loss {loss:.4f}  {speed}", file=sys.stderr, flush=True)
 
     def held_out(self, step: int, loss: float) -> None:
         print(f"step {step}: held-out loss {loss:.4f}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From a conversation to tokens by the tokenizer's own chat template, with loss on the assistant's tokens only."""
+"""From a conversation to tokens by the tokenizer's own chat template; loss on the assistant's tokens only."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class _Span:
 def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> Encoded:
     """Render ``messages`` with the chat template and mask everything but the assistant's text and end tokens.
 
-    The prompt is tokenized apart from the answer, as it is at inference, where the model continues the prompt's
-    tokens. What carries loss is then decoded again and must be exactly the assistant's text with its end token: a
-    template or tokenizer that cannot give that raises DataError rather than train on something else.
+    The prompt is tokenized apart from the answer, as it is at inference, where the model continues the
+    prompt's tokens. What carries loss is then decoded again and must be exactly the assistant's text with its
+    end token: a template or tokenizer that cannot give that raises DataError rather than train on something
+    else.
     """
     text = render(tokenizer, messages)
     spans = [_assistant_span(tokenizer, messages, turn, text) for turn in _assistant_turns(messages)]
@@ -62,7 +63,8 @@ def render(
 ) -> str:
     """The chat template's text for ``messages``.
 
-    Raises RecipeError when the tokenizer has no chat template, DataError when the template refuses the messages.
+    Raises RecipeError when the tokenizer has no chat template, DataError when the template refuses the
+    messages.
     """
     import jinja2
 
@@ -120,7 +122,7 @@ def _assistant_span(
     following = [(text.find(special, end), special) for special in specials if text.find(special, end) >= 0]
     if not following:
         raise DataError(
-            "the chat template ends the assistant's turn without an end token, so the model would never learn to stop",
+            "the chat template ends the assistant's turn without an end token: none would learn to stop",
             "use a template that writes one, like the base's eos_token",
         )
     at, special = min(following, key=lambda found: (found[0], -len(found[1])))
@@ -132,7 +134,7 @@ def _assistant_span(
 
 
 def _by_segments(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[_Span]) -> Encoded | None:
-    """Tokenize prompt and answers apart; None when the tokens then no longer spell ``text`` (some tokenizers add a space)."""
+    """Tokenize prompt and answers apart; None when the tokens then no longer spell ``text``."""
     ids: list[int] = []
     labels: list[int] = []
     at = 0
@@ -146,7 +148,7 @@ def _by_segments(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[
 
 
 def _by_offsets(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[_Span]) -> Encoded | None:
-    """Tokenize the text whole and label the tokens that begin inside a span; None for tokenizers without offsets."""
+    """Tokenize the text whole, label tokens that begin inside a span; None for tokenizers without offsets."""
     if not tokenizer.is_fast:
         return None
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

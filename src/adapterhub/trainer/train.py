@@ -1,4 +1,4 @@
-"""From a recipe to a release: rows to tokens, base to 4 bits, adapter trained, evidence kept, folder sealed."""
+"""From a recipe to a release: rows to tokens, base to 4 bits, adapter trained, evidence and folder sealed."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def train(
 ) -> Release:
     """Train the adapter that ``recipe`` describes and seal it as a release at ``out``.
 
-    ``data`` holds the training rows and, if any, the held-out rows. Checkpoints lie in ``<out>.run`` until the release
-    is sealed; a killed run goes on from the last with ``resume`` and, on the CPU, ends with the same bytes. ``say``
-    receives what a person should know, a line each.
+    ``data`` holds the training rows and, if any, the held-out rows. Checkpoints lie in ``<out>.run`` until
+    the release is sealed; a killed run goes on from the last with ``resume`` and, on the CPU, ends with the
+    same bytes. ``say`` receives what a person should know, a line each.
 
-    Raises TrainingError (NaN loss, out of memory, another run in the way), DataError (rows that do not fit the
-    template or the context), ReleaseError (``out`` exists, unusable base).
+    Raises TrainingError (NaN loss, out of memory, another run in the way), DataError (rows that do not fit
+    the template or the context), ReleaseError (``out`` exists, unusable base).
     """
     from adapterhub.trainer.model import attach_adapter, load_base, load_tokenizer
 
@@ -148,7 +148,7 @@ def _encode(
         )
     if not examples:
         raise DataError(
-            f"all {len(source.rows)} {source.split} rows of {source.name} are longer than data.max_length {max_length}",
+            f"all {len(source.rows)} {source.split} rows are longer than data.max_length {max_length}",
             "raise data.max_length, or shorten the rows",
         )
     return rows, examples
@@ -200,7 +200,7 @@ def _trainer(
         activation_checkpointing=plan.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=True,
-        use_cache=False,  # with a cache, transformers no longer sees that rows are packed, and examples would mix
+        use_cache=False,  # with a cache, transformers does not see that rows are packed: examples would mix
         use_cpu=hardware.device == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
@@ -222,7 +222,7 @@ def _trainer(
 
 @contextmanager
 def _out_of_memory_in_words() -> Iterator[None]:
-    """Turn the device's out-of-memory and the disk's no-space, raised deep in torch, into errors that can be acted on."""
+    """Turn out-of-memory and no-space, raised deep in torch, into errors that can be acted on."""
     import errno
 
     import torch
@@ -232,7 +232,7 @@ def _out_of_memory_in_words() -> Iterator[None]:
     except torch.OutOfMemoryError as err:
         raise TrainingError(
             f"out of memory: {str(err).splitlines()[0][:200]}",
-            "halve training.micro_batch or data.max_length, or see `adapterhub plan`; then go on with --resume",
+            "halve training.micro_batch or data.max_length (see `adapterhub plan`); then go on with --resume",
         ) from err
     except (RuntimeError, OSError) as err:
         text = str(err)
@@ -244,7 +244,7 @@ def _out_of_memory_in_words() -> Iterator[None]:
 
 
 def _check_disk(out: Path, model: PeftModel) -> None:
-    """Raise OSError (ENOSPC) before the first step when the disk cannot hold three checkpoints and the release."""
+    """Raise OSError (ENOSPC) before the first step when three checkpoints and the release do not fit."""
     import errno
 
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -253,7 +253,7 @@ def _check_disk(out: Path, model: PeftModel) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"checkpoints and the release need about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free",
+            f"checkpoints and release need about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free",
             str(out.parent),
         )
 
