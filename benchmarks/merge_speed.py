@@ -15,16 +15,16 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
+
+from machine import describe_machine
 
 Result = TypeVar("Result")
 
@@ -208,15 +208,6 @@ def summarize(depth: dict) -> dict[str, object]:
     }
 
 
-def hardware() -> dict[str, object]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,17 +217,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--depths", type=int, nargs="+", default=[LAYERS, 2 * LAYERS])
     options = parser.parse_args()
-    load_before = os.getloadavg()[0]
+    machine = describe_machine("adapterhub", "torch", "peft", "transformers", "bitsandbytes")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         depths = [run_all(Path(folder), layers, options.repeats) for layers in options.depths]
     result = {
         "what": __doc__.splitlines()[0],
-        "hardware": hardware(),
-        "load_before": round(load_before, 2),
-        "versions": {
-            name: version(name) for name in ("adapterhub", "torch", "peft", "transformers", "bitsandbytes")
-        },
-        "python": platform.python_version(),
+        **machine,
         "depths": [depth | {"summary": summarize(depth)} for depth in depths],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
