@@ -211,7 +211,7 @@ def report(demo: Demo, seconds: float, record: Path | None) -> None:
     exact, loss = by_metric["exact_match"], by_metric["loss"]
     table.add_row(
         "exact match",
-        f"base {exact['base']:.1%}, adapter {exact['adapter']:.1%} of {exact['rows']} unseen orders",
+        f"base {exact['base']:.1%}, adapter {exact['adapter']:.1%} of {exact['rows']} orders",
     )
     table.add_row("held-out loss", f"base {loss['base']:.3f}, adapter {loss['adapter']:.3f} nats a token")
     table.add_row("training", f"{curve['steps']} steps, {curve['tokens_per_second']:.0f} tokens/s")

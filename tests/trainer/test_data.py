@@ -93,9 +93,15 @@ def test_all_malformed_rows_are_counted(tmp_path: Path, write_jsonl: Callable) -
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("none.jsonl", None), ("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("rows.csv", "a,b"), ("rows.json", "{}"),
-     ("rows.parquet", "PAR1")],
-)  # fmt: skip
+    [
+        ("none.jsonl", None),
+        ("empty.jsonl", ""),
+        ("blank.jsonl", "\n\n"),
+        ("rows.csv", "a,b"),
+        ("rows.json", "{}"),
+        ("rows.parquet", "PAR1"),
+    ],
+)
 def test_a_source_without_rows_is_refused(tmp_path: Path, name: str, content: str | None) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
