@@ -111,6 +111,7 @@ def _document(made: Plan) -> dict[str, Any]:
             "accumulation": made.accumulation,
             "layers_recomputed": setting.recompute_all,
             "layers_with_mlp_recomputed": setting.recompute_mlp,
+            "inputs_offloaded": setting.offload,
             "optimizer": setting.optimizer,
             "engine": setting.engine,
         },

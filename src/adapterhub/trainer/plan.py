@@ -3,7 +3,8 @@
 Cost model, for the order of settings only and never printed as a speed: a micro-batch takes the
 floating-point operations of its products (two a weight and token forward, two backward, two more for what is
 computed again) at the device's measured matrix rate, plus one pass over the dequantized weights for each of
-these. Of the settings that fit, the cheapest a token is taken; of equals, the one with the smaller peak.
+these; an optimizer step takes the passage of paged state over the bus; offloading slows everything a little.
+Of the settings that fit, the cheapest a token is taken; of equals, the one with the smaller peak.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from adapterhub.errors import TrainingError
 from adapterhub.packaging.manifest import Hardware, Quantization
-from adapterhub.trainer.ledger import GIB, Engine, Ledger, Optimizer, Setting, ledger
+from adapterhub.trainer.activations import Engine, Optimizer, Setting
+from adapterhub.trainer.ledger import GIB, Ledger, adapter_weights, ledger
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape, shape_of
 
@@ -26,6 +28,9 @@ _RATES = {"H200": (790e12, 4.3e12), "H100": (700e12, 2.9e12), "A100": (250e12, 1
 _OTHER_RATE = (150e12, 0.8e12)
 # Bytes moved to dequantize one NF4 weight: half a byte read, two written, two read by the product.
 _DEQUANTIZE_BYTES = 4.5
+# Bytes a second between host and card, each way (PCIe 4, 16 lanes), and what sharing it costs the products.
+_BUS = 25e9
+_OFFLOAD_SLOWDOWN = 1.02
 # Architectures that ``adapterhub.trainer.fast`` has a hand-written layer for.
 FAST_TYPES = ("llama", "smollm3", "mistral", "qwen2", "qwen3", "gemma", "phi3")
 # transformers' names for the optimizers, as TrainingArguments(optim=…) wants them.
@@ -141,7 +146,7 @@ def plan(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int | N
         (setting, found)
         for setting in _candidates(shape, recipe, hardware, reserve)
         for found in [ledger(shape, recipe, hardware, setting)]
-        if _room(found, hardware, reserve) >= 0
+        if _room(found, hardware, reserve) >= 0 and _host_holds(found, hardware, setting)
     ]
     if fitting:
         setting, found = min(fitting, key=lambda item: _preference(shape, recipe, hardware, *item))
@@ -174,6 +179,11 @@ def _plan(
 
 def _room(found: Ledger, hardware: Hardware, reserve: int) -> int:
     return hardware.memory_bytes - reserve - (found.predicted_peak_bytes - found.reclaimable_bytes)
+
+
+def _host_holds(found: Ledger, hardware: Hardware, setting: Setting) -> bool:
+    """Offloading is a choice only where the host, taken to have the card's memory at least, holds it all."""
+    return not setting.offload or found.host_bytes <= hardware.memory_bytes
 
 
 def _micro_batches(recipe: Recipe) -> list[int]:
@@ -213,10 +223,15 @@ def _candidates(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: 
     steps = _recomputations(shape, recipe, engine, hardware.device)
     for rows in _micro_batches(recipe):
         for optimizer in _optimizers(recipe, hardware, engine):
-            settings = [Setting(rows, optimizer, engine, whole, mlp) for whole, mlp in steps]
-            yield settings[
-                _first(settings, lambda s: _room(ledger(shape, recipe, hardware, s), hardware, reserve) >= 0)
-            ]
+            for offload in (False, True) if engine == "fast" and steps[-1][0] else (False,):
+                settings = [
+                    Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0) for whole, mlp in steps
+                ]
+                yield settings[_first(settings, lambda s: _fits(shape, recipe, hardware, reserve, s))]
+
+
+def _fits(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int, setting: Setting) -> bool:
+    return _room(ledger(shape, recipe, hardware, setting), hardware, reserve) >= 0
 
 
 def _first(settings: list[Setting], fits: Callable[[Setting], bool]) -> int:
@@ -238,8 +253,7 @@ def _preference(
     if hardware.device == "cpu":
         tokens = setting.micro_batch * recipe.data.max_length
         return (float(max(0, CPU_TOKENS - tokens)), float(setting.micro_batch))
-    paged = 0.0 if setting.optimizer == "adamw" else 1.0
-    return (_seconds_a_token(shape, recipe, hardware, setting), paged, float(found.predicted_peak_bytes))
+    return (_seconds_a_token(shape, recipe, hardware, setting), float(found.predicted_peak_bytes))
 
 
 def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting) -> float:
@@ -253,7 +267,13 @@ def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, sett
     again = setting.recompute_all * (weights - last) + setting.recompute_mlp * mlp
     passes = 2 * weights * shape.layers + again  # weights that products go through: forward, backward, again
     tokens = setting.micro_batch * recipe.data.max_length
-    return 2 * passes / flops + passes * _DEQUANTIZE_BYTES / bandwidth / tokens
+    seconds = 2 * passes / flops + passes * _DEQUANTIZE_BYTES / bandwidth / tokens
+    if setting.offload:
+        seconds *= _OFFLOAD_SLOWDOWN
+    if setting.optimizer != "adamw":
+        moved = (6 if setting.optimizer == "paged_adamw_8bit" else 12) * adapter_weights(shape, recipe)
+        seconds += moved / _BUS / (recipe.training.batch_size * recipe.data.max_length)
+    return seconds
 
 
 def _explain(
@@ -294,6 +314,8 @@ def _explain_recomputation(
 ) -> Choice:
     whole, mlp = setting.recompute_all, setting.recompute_mlp
     value = "none" if not whole and not mlp else f"{whole} of {shape.layers} layers whole, {mlp} the MLP only"
+    if setting.offload:
+        value += "; their inputs wait in host memory"
     if recipe.training.gradient_checkpointing != "auto":
         why = "as the recipe says"
     elif hardware.device == "cpu":

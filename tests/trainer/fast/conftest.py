@@ -19,6 +19,7 @@ BASE: dict[str, Any] = {
 }
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "llama wide": {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
     "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 7},
     "qwen2": {"tie_word_embeddings": True},
@@ -65,7 +66,7 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
             elif "proj" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
         folder = tmp_path_factory.mktemp("fast") / architecture.replace(" ", "-")
-        model.save_pretrained(folder)
+        model.to(torch.bfloat16).save_pretrained(folder)  # so that a load in fp32 quantizes the same values
         return folder
 
     def build(

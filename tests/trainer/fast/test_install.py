@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from adapterhub.errors import TrainingError
 from adapterhub.packaging.manifest import Hardware
+from adapterhub.trainer.activations import Setting
 from adapterhub.trainer.fast.install import FastPath, install_blocks, install_fast_path
-from adapterhub.trainer.ledger import Setting, ledger
+from adapterhub.trainer.ledger import ledger
 from adapterhub.trainer.plan import Plan
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import shape_of

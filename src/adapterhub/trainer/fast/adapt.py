@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from adapterhub.errors import TrainingError
-from adapterhub.trainer.fast.block import Block, Engine, Level, Norm
+from adapterhub.trainer.activations import Level
+from adapterhub.trainer.fast.block import Block, Engine, Norm
 from adapterhub.trainer.fast.flat import FlatAdapters
 from adapterhub.trainer.fast.reference import Activation
 from adapterhub.trainer.fast.weights import Adapter, Group, Linear, frozen_weight

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from adapterhub.trainer.activations import Level
 from adapterhub.trainer.fast.attention import Kept, Sequences, attend, attend_backward
 from adapterhub.trainer.fast.offload import Offloader
 from adapterhub.trainer.fast.products import Products
 from adapterhub.trainer.fast.reference import Activation
 from adapterhub.trainer.fast.weights import Group
-
-Level = Literal["none", "mlp", "all"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from adapterhub.errors import TrainingError
 from adapterhub.trainer.fast import adapt
 from adapterhub.trainer.fast.attention import Sequences, sequences_of
-from adapterhub.trainer.fast.block import Batch, Block, Engine, LayerFunction, Level
+from adapterhub.trainer.fast.block import Batch, Block, Engine, LayerFunction
 from adapterhub.trainer.fast.flat import FlatAdapters, flatten
 from adapterhub.trainer.fast.loss import IGNORED, LossFunction, NormFunction
 from adapterhub.trainer.fast.offload import Offloader
@@ -21,7 +21,7 @@ from adapterhub.trainer.fast.products import Products
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from adapterhub.trainer.ledger import Setting
+    from adapterhub.trainer.activations import Level, Setting
     from adapterhub.trainer.plan import Plan
     from adapterhub.trainer.recipe import Recipe
 

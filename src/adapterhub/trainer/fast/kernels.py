@@ -5,6 +5,7 @@ their product left them; and the 4-bit weight takes its adapter in before it is 
 none of the three.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
@@ -70,6 +71,7 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
         _dequantize_apart(weight, out, adapter)
         return
     nested = weight.scale_table is not None
+    # Without fused multiply-adds the scales, and so the weights, are bit for bit those of bitsandbytes.
     rank = adapter.a.shape[0] if adapter is not None else 16
     padded = max(16, triton.next_power_of_2(rank))
     rows, columns = (64, 128) if padded <= 64 else (32, 64)
@@ -83,7 +85,7 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
         adapter.a if adapter is not None else out, adapter.b if adapter is not None else out, out,
         weight.outputs, weight.inputs, out.stride(0), rank, adapter.scale if adapter is not None else 0.0,
         BLOCK=weight.block_size, ROWS=rows, COLUMNS=columns, RANK=padded, NESTED=nested, ADAPTED=adapter is not None,
-        num_warps=4 if padded <= 64 else 8,
+        num_warps=4 if padded <= 64 else 8, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adapterhub.trainer.ledger import LOSS_CHUNK
+from adapterhub.trainer.activations import LOSS_CHUNK
 
 IGNORED = -100
 

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 
 from adapterhub.trainer.fast.flat import FlatAdapters
+from adapterhub.trainer.ledger import PAGED_CHUNK
 
-# Elements of a paged chunk: large enough to run at the link's speed, small beside anything else on the card.
-CHUNK = 4 * 2**20
 _BLOCK = 256  # weights that share a scale in bitsandbytes' 8-bit optimizers
 
 
@@ -153,8 +152,8 @@ class FlatAdamW(torch.optim.Optimizer):
 
 
 def _chunks(count: int) -> Iterator[slice]:
-    for start in range(0, count, CHUNK):
-        yield slice(start, min(count, start + CHUNK))
+    for start in range(0, count, PAGED_CHUNK):
+        yield slice(start, min(count, start + PAGED_CHUNK))
 
 
 def _part(state: dict[str, torch.Tensor], name: str, rows: slice) -> torch.Tensor:

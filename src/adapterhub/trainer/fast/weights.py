@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-# A group's weights are dequantized side by side, for one product, up to this many bytes; larger ones in turn.
-STACKED_BYTES = 256 * 2**20
+from adapterhub.trainer.activations import STACKED_BYTES
 
 
 @dataclass(frozen=True)

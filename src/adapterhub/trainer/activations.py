@@ -1,0 +1,180 @@
+"""What the passes of one micro-batch hold on the device, for the ledger: kept activations and working memory.
+
+Notation as in ``ledger``: T tokens, h hidden, i intermediate, V vocabulary, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from adapterhub.packaging.evidence import LedgerPart
+from adapterhub.trainer.recipe import Recipe
+from adapterhub.trainer.shapes import Linear, ModelShape
+
+Optimizer = Literal["adamw", "paged_adamw", "paged_adamw_8bit"]
+Engine = Literal["fast", "plain"]
+Place = Literal["device", "host"]
+Level = Literal["none", "mlp", "all"]
+
+# Tokens whose logits exist at once when the loss is computed in chunks.
+LOSS_CHUNK = 1024
+# Weights that share an input are dequantized side by side, for one product, up to this many bytes.
+STACKED_BYTES = 256 * 2**20
+# Measured on the CPU: free blocks that the C allocator keeps between the tensors that backward needs.
+_CPU_FRAGMENTATION = 0.30
+_SHARED_INPUTS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the planner is free to choose."""
+
+    micro_batch: int
+    """Rows that go through the model at once."""
+    optimizer: Optimizer
+    engine: Engine
+    recompute_all: int = 0
+    """Layers of which only the input is kept."""
+    recompute_mlp: int = 0
+    """Further layers that keep what attention's backward needs and compute gate and up again."""
+    offload: bool = False
+    """Whether the inputs of the ``recompute_all`` layers wait in pinned host memory."""
+
+
+def kept_bytes(shape: ModelShape, level: Level) -> int:
+    """Bytes a token that one layer of the fast path keeps for its backward.
+
+    ``all`` recomputed: the layer's input. ``mlp``: also query, key, value, attention's output with its
+    log-sum-exp, the residual after attention, and the norms' 1/rms. ``none``: also gate and up.
+    """
+    kept = 2 * shape.hidden
+    if level != "all":
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        kept += 2 * (2 * queries + 2 * keys + shape.hidden) + 4 * shape.heads + 2 * 4
+    if level == "none":
+        kept += 2 * 2 * shape.intermediate
+    return kept
+
+
+def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Iterator[LedgerPart]:
+    """Parts of the fast engine. The peak is at the start of backward, when every layer's values are kept."""
+    tokens = setting.micro_batch * recipe.data.max_length
+    kept_whole = shape.layers - setting.recompute_all - setting.recompute_mlp
+    none, mlp, inputs = (kept_bytes(shape, level) for level in ("none", "mlp", "all"))
+    yield ledger_part(
+        "saved activations",
+        tokens * kept_whole * none,
+        f"{tokens:,} tokens, {kept_whole} layers of {none:,} B: input, q, k, v, attention, residual, gate, up",
+    )
+    yield ledger_part(
+        "saved beside MLPs",
+        tokens * setting.recompute_mlp * mlp,
+        f"{tokens:,} tokens, {setting.recompute_mlp} layers of {mlp:,} B: all but gate and up",
+    )
+    yield ledger_part(
+        "saved inputs",
+        tokens * setting.recompute_all * inputs,
+        f"{tokens:,} tokens, {setting.recompute_all} layers of {inputs:,} B",
+        on="host" if setting.offload else "device",
+    )
+    if setting.offload:
+        moving = min(2, setting.recompute_all)
+        yield ledger_part(
+            "offload buffers", moving * tokens * inputs, f"{moving} layers' inputs on their way to and fro"
+        )
+    # Backward begins at the last layer, which is one of those that keep most.
+    again = 0 if kept_whole else none - mlp if setting.recompute_mlp else none - inputs
+    yield ledger_part("recomputed layer", tokens * again, "what the last layer computes again in its backward")
+    working = tokens * _fast_working_bytes(shape, recipe)
+    yield ledger_part("working set", working, f"{working // tokens:,} B a token: gradients inside one layer")
+    yield ledger_part("dequantized weight", _dequantized_bytes(shape), "of the linears that share an input, 2 B each")
+    chunk = min(tokens, LOSS_CHUNK)
+    loss = 2 * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
+    yield ledger_part(
+        "loss",
+        max(0, loss - working),
+        f"beyond the working set: logits of {chunk:,} tokens twice, last hidden state, its norm and gradient",
+    )
+
+
+def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
+    """Bytes a token inside a layer's backward beyond what it keeps, at the larger of its two halves' peaks.
+
+    The second half frees gate and up, so the first has their room.
+    """
+    hidden, intermediate, rank = 2 * shape.hidden, 2 * shape.intermediate, 2 * recipe.lora.rank
+    queries, keys = 2 * shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
+    mlp = hidden + max(intermediate + 2 * rank, 2 * hidden + 4 * rank)
+    copies = queries + keys if shape.model_type == "qwen3" else 0  # of heads that are normed
+    expanded = 2 * queries if keys < queries else 0  # gradients of key and value by query head
+    kernel = queries + copies + (queries + 2 * keys) + 2 * queries + expanded  # the query's gradient is summed in fp32
+    joined = 2 * (queries + 2 * keys) + copies
+    products = queries + 2 * keys + 2 * hidden + 6 * rank
+    attention = hidden + max(kernel, joined, products) - 2 * intermediate
+    if recipe.lora.dropout:
+        mlp += 7 * shape.intermediate  # a mask as it is drawn, compared and scaled
+    rotary_and_batch = 2 * 2 * shape.head_dim + 5 * 8
+    return max(mlp, attention) + rotary_and_batch
+
+
+def _dequantized_bytes(shape: ModelShape) -> int:
+    """The buffer for weights of linears that share an input: all of them, or the largest when they are many."""
+    groups: dict[str, list[int]] = {}
+    for linear in shape.linears:
+        name = linear.path.rpartition(".")[2]
+        groups.setdefault(_SHARED_INPUTS.get(name, name), []).append(2 * linear.weights)
+    return max(sum(sizes) if sum(sizes) <= STACKED_BYTES else max(sizes) for sizes in groups.values())
+
+
+def plain_activations(
+    shape: ModelShape, recipe: Recipe, setting: Setting, cuda: bool
+) -> Iterator[LedgerPart]:
+    """Parts of transformers with peft, bf16 autocast, loss over all logits at once."""
+    tokens = setting.micro_batch * recipe.data.max_length
+    layer = tokens * _plain_layer_bytes(shape, recipe)
+    kept = shape.layers - setting.recompute_all
+    yield ledger_part(
+        "saved activations", kept * layer, f"{tokens:,} tokens, {kept} layers of {layer // tokens:,} B"
+    )
+    yield ledger_part(
+        "saved for recomputing",
+        setting.recompute_all * tokens * 2 * shape.hidden,
+        f"{setting.recompute_all} layers of {2 * shape.hidden:,} B a token: their input",
+    )
+    working = tokens * (8 * shape.intermediate + 8 * shape.hidden) + 2 * 2 * shape.largest_linear
+    if setting.recompute_all:
+        working += layer
+    yield ledger_part(
+        "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
+    )
+    yield ledger_part("loss", 14 * tokens * shape.vocab, "14 B a logit: bf16, fp32, its log-softmax and gradient")
+    if not cuda:
+        yield ledger_part(
+            "allocator", _CPU_FRAGMENTATION * kept * layer, "free blocks between saved ones, 30 % of them"
+        )
+
+
+def _plain_layer_bytes(shape: ModelShape, recipe: Recipe) -> int:
+    """Bytes a token that autograd saves in one layer of transformers with peft under bf16 autocast.
+
+    Each LoRA module keeps its own bf16 copy of its input and its product with A; the activation keeps gate,
+    its value and up; attention keeps query, key and value with the key-value heads repeated, its output and
+    its mask; each norm keeps its input in fp32.
+    """
+    adapted = [linear for linear in shape.adapted(recipe.lora.target_modules) if linear not in shape.tower]
+    copies = sum(_lora_copies(linear, recipe) for linear in adapted)
+    heads = shape.heads * shape.head_dim
+    attention = 2 * 4 * heads + 4 * shape.heads + 2 * recipe.data.max_length
+    return copies + 2 * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights
+
+
+def _lora_copies(linear: Linear, recipe: Recipe) -> int:
+    mask = 4 * linear.inputs if recipe.lora.dropout else 0
+    return 2 * (linear.inputs + recipe.lora.rank) + mask
+
+
+def ledger_part(name: str, size: float, formula: str, on: Place = "device") -> LedgerPart:
+    """One line of the ledger, its ``size`` rounded to whole bytes."""
+    return LedgerPart(name=name, bytes=round(size), formula=formula, on=on)
