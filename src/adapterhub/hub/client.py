@@ -17,7 +17,7 @@ from adapterhub.packaging.files import write_atomic
 from adapterhub.version import __version__
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 RepoType = Literal["model", "dataset"]
 PUBLIC_HUB: Final = "https://huggingface.co"
@@ -71,6 +71,26 @@ def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> str:
         raise HubError(f"{api.endpoint} names no commit for {ref}", "check that it is a Hub")
     _remember(ref, repo_type, info.sha)
     return info.sha
+
+
+def look_up(api: HfApi, ref: Ref) -> ModelInfo | None:
+    """What a Hub tells of a model repository; None when it has none of that name that the token may see."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with hub_errors(api, ref):
+        try:
+            return api.model_info(ref.repo, timeout=_FIRST_ANSWER)
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return None
+
+
+def list_tags(api: HfApi, ref: Ref) -> dict[str, str]:
+    """The tags of a model repository on the Hub: name to commit. Raises RefError, AuthError, HubError."""
+    with hub_errors(api, ref.repo):
+        api.repo_info(ref.repo, timeout=_FIRST_ANSWER)  # the next call knows no time limit
+        return {tag.name: tag.target_commit for tag in api.list_repo_refs(ref.repo).tags}
 
 
 def repo_cache(repo: str, repo_type: RepoType = "model") -> Path:
@@ -138,8 +158,8 @@ def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
         return RefError(f"{subject}: {_line(err)}", "write it as owner/name[@revision]")
     if isinstance(err, errors.OfflineModeIsEnabled):
         return Unreachable(
-            f"{subject} is not in the cache, and HF_HUB_OFFLINE forbids asking {api.endpoint}",
-            "unset HF_HUB_OFFLINE, or fetch it once with a network",
+            f"HF_HUB_OFFLINE is set, so {api.endpoint} cannot be asked about {subject}",
+            "unset HF_HUB_OFFLINE; what was fetched once is found in the cache by its commit or version",
         )
     if isinstance(err, httpx2.HTTPError | httpx2.InvalidURL):
         return Unreachable(f"no answer from {api.endpoint} about {subject}: {_line(err)}", _NETWORK)
@@ -177,7 +197,7 @@ def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:
             )
         return RefError(
             f"{api.endpoint} has no public repository {subject}",
-            f"check the name; if it is private, {_TOKEN}",
+            f"check the name; for a private one, or to write, {_TOKEN}",
         )
     if isinstance(err, errors.RevisionNotFoundError):
         return RefError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapterhub.errors import RefError, VersionError
@@ -76,6 +77,14 @@ def version_of(name: str) -> str | None:
     except VersionError:
         return None
     return name.removeprefix("v")
+
+
+def highest_version(tags: Iterable[str]) -> str | None:
+    """The tag of the highest version, a pre-release only if there is nothing else; None without
+    version tags."""
+    versions = {parse_version(tag): tag for tag in tags if tag.startswith("v") and version_of(tag)}
+    stable = [version for version in versions if not version.is_prerelease]
+    return versions[max(stable or versions)] if versions else None
 
 
 def _is_plain(path: str) -> bool:

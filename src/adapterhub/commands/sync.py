@@ -1,0 +1,170 @@
+"""push, pull."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from adapterhub.hub.pull import Pulled
+    from adapterhub.hub.push import Pushed
+    from adapterhub.packaging.release import Release
+    from adapterhub.packaging.signing import Signer
+
+_ENDPOINT = click.option("--endpoint", metavar="URL", help="The Hub to use, instead of $HF_ENDPOINT.")
+
+
+@click.command("push")
+@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="OWNER/NAME")
+@_ENDPOINT
+@click.option("--private", is_flag=True, help="Make a new repository readable by its owner alone.")
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def push_command(
+    folder: Path, repo: str, endpoint: str | None, private: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Publish the folder RELEASE on a Hub as OWNER/NAME: one commit, tagged with the release's version.
+
+    The token is $HF_TOKEN, or what `hf auth login` stored. A version that is there never changes: raise the
+    version to push other content. The same release pushed again changes nothing.
+    """
+    from adapterhub.hub.push import push
+    from adapterhub.packaging.release import Release
+
+    _no_bars_in_files()
+    release = Release.open(folder)
+    pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
+    _say_pushed(release, pushed)
+    if as_json:
+        click.echo(json.dumps(_pushed_json(pushed), indent=2))
+    elif dry_run:
+        for it in pushed.files:
+            click.echo(f"{it.change:<9} {it.size:>12}  {it.name}")
+    else:
+        click.echo(f"commit  {pushed.url}")
+        click.echo(f"tag     {pushed.tag}")
+
+
+@click.command("pull")
+@click.argument("ref", metavar="OWNER/NAME[@VERSION]")
+@_ENDPOINT
+@click.option("--out", type=click.Path(path_type=Path), help="Copy the release into this folder.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A public key to accept beside your trusted keys; may stand several times.",
+)
+@click.option("--require-signed", is_flag=True, help="Refuse what no key you trust has signed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def pull_command(
+    ref: str,
+    endpoint: str | None,
+    out: Path | None,
+    keys: tuple[Path, ...],
+    require_signed: bool,
+    as_json: bool,
+) -> None:
+    """Download a release, check every file of it, and print the folder where it lies.
+
+    VERSION is a version, a branch, a tag or a commit; without it, the highest version is taken. Exits 4 when
+    a file is not what the release lists, or a signature does not hold.
+    """
+    from adapterhub.hub.pull import pull
+
+    _no_bars_in_files()
+    pulled = pull(ref, endpoint=endpoint, out=out, keys=keys, require_signed=require_signed)
+    _say_pulled(pulled)
+    if as_json:
+        click.echo(json.dumps(_pulled_json(pulled), indent=2))
+    else:
+        click.echo(str(pulled.release.path))
+
+
+def _no_bars_in_files() -> None:
+    """Keep progress bars out of anything that is not a terminal."""
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def _say_pushed(release: Release, pushed: Pushed) -> None:
+    sent = [it for it in pushed.files if it.change in ("new", "changed")]
+    told = {
+        "pushed": f"{len(sent)} of {len(pushed.files)} files were new or changed",
+        "tagged": f"the files were there already; {pushed.tag} was added",
+        "already there": "the very same release is there already; nothing was sent",
+        "dry run": f"would send {len(sent)} files, {sum(it.size for it in sent)} bytes; nothing was changed",
+    }
+    _say(f"{pushed.repo}@{pushed.tag}: {told[pushed.outcome]}")
+    if "README.md" not in release.manifest.files:
+        _say(f"the release has no card: `adapterhub card {release.path}` writes one, to be pushed with it")
+    if not release.is_signed:
+        _say("the release is not signed: `adapterhub sign` lets others check that it is yours")
+    elif pushed.signer is None:
+        _say("its signature was not checked: none of your trusted keys made it")
+    if pushed.kept:
+        _say(f"left alone, not part of the release: {', '.join(pushed.kept[:5])}")
+
+
+def _say_pulled(pulled: Pulled) -> None:
+    manifest = pulled.release.manifest
+    _say(
+        f"{pulled.repo} at {pulled.commit[:12]}: {manifest.name} {manifest.version}, "
+        f"{len(manifest.files)} files, {pulled.release.size} bytes, all as its manifest lists them"
+    )
+    if pulled.signer is not None:
+        _say(f"signed by {pulled.signer.fingerprint}  ({pulled.signer.key})")
+    elif pulled.release.is_signed:
+        _say(
+            "signed by a key that you do not trust, so the signature says nothing: --key names its public key"
+        )
+    else:
+        _say("not signed: nothing shows who made it")
+
+
+def _say(words: str) -> None:
+    click.echo(words, err=True)
+
+
+def _pushed_json(pushed: Pushed) -> dict[str, Any]:
+    return {
+        "repo": pushed.repo,
+        "tag": pushed.tag,
+        "outcome": pushed.outcome,
+        "commit": pushed.commit,
+        "url": pushed.url,
+        "files": [asdict(it) for it in pushed.files],
+        "kept": list(pushed.kept),
+        "signer": _signer_json(pushed.signer),
+    }
+
+
+def _pulled_json(pulled: Pulled) -> dict[str, Any]:
+    manifest = pulled.release.manifest
+    return {
+        "path": str(pulled.release.path),
+        "repo": pulled.repo,
+        "commit": pulled.commit,
+        "tag": pulled.tag,
+        "name": manifest.name,
+        "version": manifest.version,
+        "kind": manifest.kind,
+        "digest": pulled.release.digest,
+        "signed": pulled.release.is_signed,
+        "signer": _signer_json(pulled.signer),
+        "files": len(manifest.files),
+        "bytes": pulled.release.size,
+    }
+
+
+def _signer_json(signer: Signer | None) -> dict[str, str] | None:
+    return {"fingerprint": signer.fingerprint, "key": str(signer.key)} if signer else None

@@ -1,0 +1,148 @@
+"""A release from a Hub: resolved to a commit once, downloaded, checked, and only then handed over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.errors import HubError, ManifestError, SignatureError
+from adapterhub.hub.client import Unreachable, connect, list_tags, repo_cache, resolve
+from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
+from adapterhub.hub.snapshots import download
+from adapterhub.packaging.files import staged_folder
+from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
+from adapterhub.packaging.release import Release
+from adapterhub.packaging.signing import Signer, check_signature
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A release from a Hub, every file of it checked."""
+
+    release: Release
+    repo: str
+    """``owner/name``."""
+    commit: str
+    """The commit that every file was taken at, 40 hex digits."""
+    tag: str | None
+    """The version tag it was taken from, like ``v1.2.0``; None for a branch, a commit, or another tag."""
+    signer: Signer | None
+    """Who signed it; None when it is unsigned, or signed by a key that is not trusted here."""
+
+
+def pull(
+    ref: str | Ref,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    out: Path | None = None,
+    keys: Sequence[Path] = (),
+    require_signed: bool = False,
+) -> Pulled:
+    """Bring a release into the Hugging Face cache, check every file of it, and open it.
+
+    ``ref`` without a revision means the highest version there is, a pre-release only if there is nothing
+    else, and the main branch of a repository without versions. Only what the manifest lists is downloaded;
+    files that are in the cache already are not downloaded again. ``out`` gets a copy, whole or not at all; a
+    folder that holds this release already is left as it is. A signature must hold if it is by one of
+    ``keys`` (public key files) or of the trusted keys; ``require_signed`` refuses a release without such a
+    signature. Without a network, what is in the cache will do when ``ref`` names a commit, or a version or
+    branch seen before.
+
+    Raises SignatureError when a file is not what the manifest lists, when a signature does not hold or is
+    missing though required, and when a version tag holds another version; ManifestError when it is no
+    release; ReleaseError when ``out`` holds something else; RefError, AuthError, HubError; OSError when the
+    disk is full.
+    """
+    asked = parse_ref(ref) if isinstance(ref, str) else ref
+    api = connect(endpoint, token)
+    chosen = asked if asked.revision is not None else _newest(api, asked)
+    commit = resolve(api, chosen)
+    folder = _take(api, chosen, commit)
+    signer = _check(folder, keys, require_signed)
+    tag = tag_of(chosen.version) if chosen.version is not None else None
+    if out is not None:
+        folder = _copy(folder, out)
+    return Pulled(Release.open(folder), chosen.repo, commit, tag, signer)
+
+
+def _newest(api: HfApi, ref: Ref) -> Ref:
+    """What a reference without a revision means: the highest version, or else the main branch."""
+    try:
+        return Ref(ref.repo, highest_version(list(list_tags(api, ref))))
+    except Unreachable as err:
+        seen = [path.name for path in (repo_cache(ref.repo) / "refs").glob("v*")]
+        known = highest_version(seen)
+        if known is None:
+            raise
+        raise HubError(
+            err.what, f"{err.fix}; or name a version that was pulled before: {ref}@{known}"
+        ) from err
+
+
+def _take(api: HfApi, ref: Ref, commit: str) -> Path:
+    """Bring the manifest, the signature if there is one, and what the manifest lists into the cache."""
+    folder = download(api, ref, commit, (MANIFEST_NAME, SIGNATURE_NAME))
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ManifestError(
+            f"{ref} holds no {MANIFEST_NAME}, so it is not a release",
+            "load it with peft or transformers, or name a repository that `adapterhub push` made",
+        )
+    manifest = Manifest.read(folder)
+    if ref.version is not None and manifest.version != ref.version:
+        raise SignatureError(
+            f"{ref} holds version {manifest.version}: the tag was moved",
+            "ask its maker, or name the commit that you trust",
+        )
+    return download(api, ref, commit, manifest.files)
+
+
+def _check(folder: Path, keys: Sequence[Path], require_signed: bool) -> Signer | None:
+    try:
+        return check_signature(folder, keys, require_signed=require_signed)
+    except SignatureError:
+        _check_content(folder)
+        raise
+
+
+def _check_content(folder: Path) -> None:
+    """Say where the copy in the cache lies when its content is not what its own manifest lists."""
+    try:
+        Release.open(folder).check_files()
+    except SignatureError as err:
+        cache = folder.parent.parent
+        fix = f"tell its maker; if only the copy here is damaged, remove {cache} and pull again"
+        raise SignatureError(err.what, fix) from err
+
+
+def _copy(folder: Path, out: Path) -> Path:
+    """Copy a release to ``out``, whole or not at all; leave it as it is when it is there already,
+    unchanged."""
+    if _holds(out, folder):
+        Release.open(out).check_files()
+        return out
+    names = [MANIFEST_NAME, *Manifest.read(folder).files]
+    if (folder / SIGNATURE_NAME).is_file():
+        names.append(SIGNATURE_NAME)
+    with staged_folder(out) as staging:
+        for name in names:
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, staging / name)
+    return out
+
+
+def _holds(out: Path, folder: Path) -> bool:
+    """Whether ``out`` claims to be the very release in ``folder``: the same manifest, the same signature."""
+    return (out / MANIFEST_NAME).is_file() and all(
+        _content(out / name) == _content(folder / name) for name in (MANIFEST_NAME, SIGNATURE_NAME)
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

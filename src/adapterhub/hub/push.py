@@ -1,0 +1,267 @@
+"""A release to a Hub: one atomic commit, then the tag of its version, which never moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from adapterhub.errors import (
+    ConflictError,
+    HubError,
+    ManifestError,
+    RefError,
+    VersionError,
+)
+from adapterhub.hub.client import connect, hub_errors, look_up
+from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
+from adapterhub.hub.snapshots import HubFile, download, list_files
+from adapterhub.hub.uploads import commit_files
+from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, parse_version
+from adapterhub.packaging.release import Release
+from adapterhub.packaging.signing import Signer, check_signature
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Change = Literal["new", "changed", "unchanged", "deleted"]
+Outcome = Literal["pushed", "tagged", "already there", "dry run"]
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What a push does to one file of the repository."""
+
+    name: str
+    size: int
+    """Bytes; of what goes away when it is deleted."""
+    change: Change
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did, or would do."""
+
+    repo: str
+    tag: str
+    """The version tag, like ``v1.2.0``."""
+    outcome: Outcome
+    """``tagged`` when an earlier push had made the commit, but not the tag."""
+    commit: str | None
+    """The commit that the tag names, 40 hex digits; None for a dry run that would make one."""
+    url: str
+    """Where the commit can be looked at; the repository, when there is no commit yet."""
+    files: tuple[FileChange, ...]
+    """Every file of the release, and those deleted, by name."""
+    kept: tuple[str, ...]
+    """Files of the repository that no release lists: they stay as they are."""
+    signer: Signer | None
+    """None when it is unsigned, or signed by a key that is not trusted here."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the main branch holds."""
+
+    commit: str | None
+    """None when there is no repository yet."""
+    files: Mapping[str, HubFile]
+    tags: Mapping[str, str]
+
+
+def push(
+    release: Release,
+    repo: str,
+    *,
+    endpoint: str | None = None,
+    token: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> Pushed:
+    """Publish a release as one commit on the main branch of ``repo`` (``owner/name``), and tag its version.
+
+    The release is checked first, and its signature too. A repository that does not exist is made, readable by
+    all or, with ``private``, by its owner. Files whose content is on the Hub already are not sent; files that
+    the release there lists and this one does not are deleted; whatever else lies in the repository stays.
+
+    A version never moves. The same release again changes nothing, and completes a push that was cut off
+    before the tag. A version must be above all others there, or else the next of an older line (1.0.2 after
+    1.0.1, with 1.1.0 there). ``dry_run`` asks the Hub, and changes nothing.
+
+    Raises SignatureError for a release that is not what its manifest or its signature says, VersionError for
+    a version that is taken or too low, ConflictError when somebody else pushed at the same time,
+    ReleaseError for a card whose metadata the Hub refuses, RefError, AuthError, HubError.
+    """
+    ref = parse_ref(repo)
+    if ref.revision is not None:
+        raise RefError(f"{repo!r} names a revision", f"push to {ref.repo}: the version is the release's own")
+    release = Release.open(release.path)  # as it is now, whatever was done since it was opened
+    signer = check_signature(release.path)
+    api = connect(endpoint, token)
+    tag = tag_of(release.manifest.version)
+    head = _look(api, ref, private)
+    if tag in head.tags:
+        return _check_same(api, ref, release, tag, head.tags[tag], signer)
+    _check_order(release.manifest.version, head.tags)
+    changes, kept = _compare(api, ref, release, head)
+    there = all(change.change == "unchanged" for change in changes)
+    if dry_run:
+        commit = head.commit if there else None
+        return Pushed(ref.repo, tag, "dry run", commit, _url(api, ref, commit), changes, kept, signer)
+    commit = head.commit if there else _commit(api, ref, release, head, changes, private)
+    assert commit is not None
+    _tag(api, ref, release, tag, commit)
+    outcome: Outcome = "tagged" if there else "pushed"
+    return Pushed(ref.repo, tag, outcome, commit, _url(api, ref, commit), changes, kept, signer)
+
+
+def _look(api: HfApi, ref: Ref, private: bool) -> _Head:
+    """What is there now. Raises HubError when ``private`` is wanted of a repository that everybody can
+    read."""
+    info = look_up(api, ref)
+    if info is None or info.sha is None:
+        return _Head(None, {}, {})
+    if private and not info.private:
+        raise HubError(
+            f"{ref} exists and everybody can read it, but --private was asked for",
+            "make it private on the Hub first, or push to another repository",
+        )
+    with hub_errors(api, ref):
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(ref.repo).tags}
+    return _Head(info.sha, list_files(api, ref, info.sha), tags)
+
+
+def _check_same(
+    api: HfApi, ref: Ref, release: Release, tag: str, target: str, signer: Signer | None
+) -> Pushed:
+    """What a push does whose version is there: nothing, if it is the same release. Raises VersionError if
+    not."""
+    at_tag = Ref(ref.repo, tag)
+    with hub_errors(api, at_tag):  # an annotated tag's target is the tag itself
+        commit = api.repo_info(ref.repo, revision=tag).sha or target
+    changes, kept = _compare(api, at_tag, release, _Head(commit, list_files(api, at_tag, commit), {}))
+    different = [change.name for change in changes if change.change != "unchanged"]
+    if different:
+        raise VersionError(
+            f"{at_tag} is there with other content ({', '.join(different[:3])}), and a version never changes",
+            f"give the release a version above {tag.removeprefix('v')}",
+        )
+    return Pushed(ref.repo, tag, "already there", commit, _url(api, ref, commit), changes, kept, signer)
+
+
+def _check_order(version: str, tags: Mapping[str, str]) -> None:
+    """Raise VersionError unless ``version`` is above all others, or the next one of an older line."""
+    ours = parse_version(version)
+    others = {parse_version(tag): tag for tag in tags if tag.startswith("v") and version_of(tag)}
+    line = [other for other in others if other.release[:2] == ours.release[:2]]
+    if all(ours > other for other in (line or others)):
+        return
+    highest = max(line or others)
+    raise VersionError(
+        f"version {version} is below {others[highest].removeprefix('v')}, which is on the Hub",
+        f"give the release a version above {(highest_version(tags) or others[highest]).removeprefix('v')}",
+    )
+
+
+def _compare(
+    api: HfApi, ref: Ref, release: Release, head: _Head
+) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
+    """What becomes of each file, and which files of the repository stay though no release lists them."""
+    ours = _names(release)
+    listed = _listed_at(api, ref, head)
+    changes = [_change(release, name, head.files.get(name)) for name in ours]
+    changes += [FileChange(name, head.files[name].size, "deleted") for name in listed if name not in ours]
+    kept = [
+        name for name in head.files if name not in listed and name not in ours and name != ".gitattributes"
+    ]
+    return tuple(sorted(changes, key=lambda change: change.name)), tuple(sorted(kept))
+
+
+def _names(release: Release) -> set[str]:
+    return {*release.manifest.files, MANIFEST_NAME} | ({SIGNATURE_NAME} if release.is_signed else set())
+
+
+def _listed_at(api: HfApi, ref: Ref, head: _Head) -> set[str]:
+    """The files that belong to the release at the head of the branch, if there is one that can be read."""
+    if head.commit is None or MANIFEST_NAME not in head.files:
+        return set()
+    folder = download(api, ref, head.commit, [MANIFEST_NAME])
+    try:
+        manifest = Manifest.read(folder)
+    except ManifestError:  # nobody can tell what belongs to it, so nothing of it is deleted
+        return {MANIFEST_NAME}
+    return {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME} & set(head.files)
+
+
+def _change(release: Release, name: str, there: HubFile | None) -> FileChange:
+    path = release.path / name
+    size = path.stat().st_size
+    if there is None:
+        return FileChange(name, size, "new")
+    entry = release.manifest.files.get(name)
+    if there.sha256 is not None and entry is not None:  # checked already, so the manifest's digest will do
+        same = there.sha256 == entry.sha256
+    else:
+        same = there.is_content_of(path)
+    return FileChange(name, size, "unchanged" if same else "changed")
+
+
+def _commit(
+    api: HfApi, ref: Ref, release: Release, head: _Head, changes: tuple[FileChange, ...], private: bool
+) -> str:
+    """Send what changed, in one commit onto the head that was looked at."""
+    parent = head.commit or _create(api, ref, private)
+    add = {it.name: release.path / it.name for it in changes if it.change in ("new", "changed")}
+    delete = [it.name for it in changes if it.change == "deleted"]
+    message = f"Release {release.manifest.name} {release.manifest.version}"
+    commit = str(commit_files(api, ref.repo, add, delete, message=message, parent=parent).oid)
+    _check_arrived(api, ref, release, commit)
+    return commit
+
+
+def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
+    """Raise when the commit is not the release that was checked: before it has a version, that can be
+    mended. HubError for what arrived otherwise, SignatureError for what was changed here meanwhile."""
+    there = list_files(api, ref, commit)
+    in_git = [name for name, file in there.items() if file.sha256 is None and name in release.manifest.files]
+    release.check_files(only=in_git)
+    wrong = sorted(
+        name for name in _names(release) if _change(release, name, there.get(name)).change != "unchanged"
+    )
+    if wrong:
+        raise HubError(
+            f"{ref} at {commit} is not what was pushed ({', '.join(wrong[:3])}), so it got no tag",
+            "push again, and leave the release's folder alone meanwhile",
+        )
+
+
+def _create(api: HfApi, ref: Ref, private: bool) -> str:
+    """Make the repository; return its first commit."""
+    with hub_errors(api, ref):
+        # None leaves it to the Hub: an organisation may have made private its own default.
+        api.create_repo(ref.repo, private=True if private else None)
+        sha = api.repo_info(ref.repo).sha
+    if sha is None:
+        raise HubError(f"{api.endpoint} made {ref} without a first commit", "check that it is a Hub")
+    return sha
+
+
+def _tag(api: HfApi, ref: Ref, release: Release, tag: str, commit: str) -> None:
+    """Name the commit; a tag that another push of the same commit has just made will do."""
+    try:
+        with hub_errors(api, ref):
+            api.create_tag(ref.repo, tag=tag, revision=commit)
+    except ConflictError as err:
+        with hub_errors(api, ref):
+            taken = api.repo_info(ref.repo, revision=tag).sha
+        if taken == commit:
+            return
+        raise ConflictError(
+            f"{ref}: somebody else took {tag} meanwhile; your files are at commit {commit}, without a tag",
+            f"give the release a version above {release.manifest.version} and push again",
+        ) from err
+
+
+def _url(api: HfApi, ref: Ref, commit: str | None) -> str:
+    page = f"{api.endpoint}/{ref.repo}"
+    return page if commit is None else f"{page}/commit/{commit}"

@@ -1,0 +1,90 @@
+"""One atomic commit of local files to a Hub, by the protocol that this Hub understands."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.errors import HubError, ReleaseError
+from adapterhub.hub.client import PUBLIC_HUB, hub_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+
+def commit_files(
+    api: HfApi,
+    repo: str,
+    add: Mapping[str, Path],
+    delete: Iterable[str],
+    *,
+    message: str,
+    parent: str,
+) -> CommitInfo:
+    """Add or replace files and delete others in one commit onto ``parent``, the head of the main branch.
+
+    Files whose content the Hub has already are not sent. Raises ConflictError when the branch has moved from
+    ``parent``, ReleaseError when the Hub refuses the card's metadata, AuthError, HubError.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    with ExitStack() as stack:
+        stack.enter_context(hub_errors(api, repo))
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name) for name in delete
+        ]
+        if _speaks_xet(api):
+            operations += [CommitOperationAdd(name, path) for name, path in add.items()]
+        else:
+            # Opened files are what huggingface_hub never sends through Xet, even with hf_xet installed.
+            stack.enter_context(_without_hint_of_xet())
+            opened = {name: stack.enter_context(path.open("rb")) for name, path in add.items()}
+            operations += [CommitOperationAdd(name, file) for name, file in opened.items()]
+        stack.enter_context(_card_errors(repo))
+        return api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
+
+
+def _speaks_xet(api: HfApi) -> bool:
+    """Whether large files go through Xet where hf_xet is installed: on the public Hub.
+
+    huggingface_hub does not negotiate: against a Hub without Xet it fails, and never tries git-lfs, which
+    every Hub has.
+    """
+    return api.endpoint == PUBLIC_HUB
+
+
+@contextmanager
+def _without_hint_of_xet() -> Iterator[None]:
+    """Keep huggingface_hub from telling users to do what was avoided on purpose."""
+    logger = logging.getLogger("huggingface_hub._commit_api")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "not supported by Xet" not in record.getMessage()
+
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+
+
+@contextmanager
+def _card_errors(repo: str) -> Iterator[None]:
+    """Say in our words what the Hub says about the card; huggingface_hub has no class for it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warnings while validating metadata")
+        try:
+            yield
+        except ValueError as err:
+            said = " ".join(str(err).split())
+            if said.startswith("Invalid metadata in README.md"):
+                what = said.removeprefix("Invalid metadata in README.md.").strip(" -")
+                raise ReleaseError(
+                    f"the Hub refuses the metadata of README.md: {what}",
+                    "write it again with `adapterhub card`, or mend it",
+                ) from err
+            raise HubError(f"{repo}: {said}", "do it again; nothing was committed") from err
