@@ -225,8 +225,8 @@ def report(demo: Demo, seconds: float, record: Path | None) -> None:
         write_record(record, demo, release.digest, seconds, curve, by_metric)
     if demo.base is None and not (exact["base"] <= MOST_FOR_BASE and exact["adapter"] >= LEAST_FOR_ADAPTER):
         fail(
-            f"exact match should be at most {MOST_FOR_BASE:.0%} for the base and at least {LEAST_FOR_ADAPTER:.0%} "
-            "with the adapter"
+            f"exact match should be at most {MOST_FOR_BASE:.0%} for the base and "
+            f"at least {LEAST_FOR_ADAPTER:.0%} with the adapter"
         )
 
 

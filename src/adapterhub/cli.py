@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "_ADAPTERHUB_COMPLETE" in os.environ:
         cli.main(prog_name="adapterhub")  # answers the shell that completes a command line, and exits
+    if not sys.warnoptions:  # libraries' advice to programmers is none to who types a command
+        warnings.simplefilter("ignore", FutureWarning)
     try:
         with cli.make_context("adapterhub", list(sys.argv[1:] if argv is None else argv)) as context:
             cli.invoke(context)
