@@ -4,8 +4,8 @@ Run it on an idle machine::
 
     python benchmarks/cli_start.py [--runs 30] [--out benchmarks/results/cli_start.json]
 
-Times are wall times in seconds, files in the page cache. hyperfine measures where it is installed, else a loop
-over subprocesses; "measured_by" says which. Exits 1 when a median is over the bar.
+Times are wall times in seconds, files in the page cache. hyperfine measures where it is installed, else a
+loop over subprocesses; "measured_by" says which. Exits 1 when a median is over the bar.
 """
 
 from __future__ import annotations
