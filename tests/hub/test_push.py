@@ -213,8 +213,10 @@ def test_private_is_not_claimed_of_a_public_repository(api, send, repo, tiny_rel
 
 def test_tokens_that_may_not_write(hub_server, api, send, repo, tiny_release) -> None:
     added = subprocess.run(
-        [sys.executable, "-m", "adapterhub", "hub", "token", "add", str(hub_server.root)]
-        + ["--user", "ada", "--role", "read"],
+        [
+            sys.executable, "-m", "adapterhub", "hub", "token", "add", str(hub_server.root),
+            "--user", "ada", "--role", "read",
+        ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     reader = added.stdout.strip()

@@ -1,0 +1,181 @@
+"""``push`` and ``pull`` at the command line: what they print, where, and with which exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import huggingface_hub.file_download as file_download
+import pytest
+from huggingface_hub import HfApi, constants
+
+from adapterhub.packaging.keys import generate_key
+from adapterhub.packaging.signing import sign_release
+
+
+@pytest.fixture(autouse=True)
+def _account(hub_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and the Hub and the token where users have them."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+    monkeypatch.setenv("HF_TOKEN", hub_server.token)
+
+
+@pytest.fixture
+def repo(request: pytest.FixtureRequest) -> str:
+    return f"ada/sync-{sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+
+
+def test_data_goes_to_stdout_and_words_to_stderr(hub_server, run_cli, repo, tiny_release) -> None:
+    code, out, err = run_cli("push", tiny_release, repo)
+    commit = HfApi(endpoint=hub_server.url).model_info(repo).sha
+    assert (code, out) == (0, f"commit  {hub_server.url}/{repo}/commit/{commit}\ntag     v0.1.0\n")
+    assert "adapterhub card" in err
+    assert "not signed" in err
+    code, out, err = run_cli("pull", f"{repo}@0.1.0")
+    assert code == 0
+    assert Path(out.strip()).name == commit
+    assert "not signed" in err
+
+
+def test_json_of_both(run_cli, repo, tiny_release, tmp_path) -> None:
+    keys = generate_key(tmp_path / "keys")
+    sign_release(tiny_release, keys.private)
+    dry = json.loads(run_cli("push", tiny_release, repo, "--dry-run", "--json")[1])
+    assert (dry["outcome"], dry["commit"], dry["tag"]) == ("dry run", None, "v0.1.0")
+    pushed = json.loads(run_cli("push", tiny_release, repo, "--json")[1])
+    assert pushed["outcome"] == "pushed"
+    assert [it["name"] for it in pushed["files"]] == [it["name"] for it in dry["files"]]
+    _, out, err = run_cli("pull", repo, "--json")
+    pulled = json.loads(out)
+    assert (pulled["commit"], pulled["tag"], pulled["version"]) == (pushed["commit"], "v0.1.0", "0.1.0")
+    assert (pulled["signed"], pulled["signer"]) == (True, None)
+    assert "do not trust" in err
+    out = run_cli("pull", repo, "--json", "--key", keys.public, "--require-signed")[1]
+    assert json.loads(out)["signer"]["fingerprint"] == keys.fingerprint
+
+
+def test_a_dry_run_lists_files_and_sizes(run_cli, repo, tiny_release) -> None:
+    _, out, err = run_cli("push", tiny_release, repo, "--dry-run")
+    size = (tiny_release / "adapter_model.safetensors").stat().st_size
+    assert f"new       {size:>12}  adapter_model.safetensors" in out.splitlines()
+    assert "nothing was changed" in err
+    assert run_cli("pull", repo)[0] == 5
+
+
+def test_the_endpoint_named_wins_over_the_environment(
+    hub_server, run_cli, repo, tiny_release, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run_cli("push", tiny_release, repo, "--endpoint", hub_server.url, "--private")[0] == 0
+    code, out, _ = run_cli("pull", repo, "--endpoint", hub_server.url, "--out", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}\n")
+
+
+@pytest.mark.parametrize(
+    ("token", "arguments", "code", "says"),
+    [
+        (None, ["pull", "ada/no-such-thing"], 5, "no repository ada/no-such-thing"),
+        ("wrong", ["pull", "ada/no-such-thing"], 5, "does not know the token"),
+        (None, ["pull", "not a ref"], 5, "names no repository"),
+        (None, ["pull", "ada/x", "--endpoint", "http://127.0.0.1:9"], 5, "no answer from http://127.0.0.1:9"),
+        ("wrong", ["push", "RELEASE", "ada/x-wrong"], 5, "does not know the token"),
+        (None, ["push", "RELEASE", "grace/x"], 5, "may not"),
+        (None, ["push", "RELEASE", "x"], 5, "names no repository"),
+        (None, ["push", "no-such-folder", "ada/x"], 3, "no such folder"),
+        (None, ["push", "RELEASE", "ada/x", "--endpoint", "http://127.0.0.1:9"], 5, "no answer from"),
+    ],
+)
+def test_bad_input_gets_an_error_and_a_fix(
+    run_cli, tiny_release, monkeypatch, token, arguments, code, says
+) -> None:
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    started = time.monotonic()
+    result, out, err = run_cli(*[str(tiny_release) if it == "RELEASE" else it for it in arguments])
+    assert (result, out) == (code, "")
+    error, fix = [line for line in err.splitlines() if line.startswith(("error: ", "fix: "))]
+    assert says in error
+    assert len(fix) > len("fix: ")
+    assert "Traceback" not in err
+    assert time.monotonic() - started < 30
+
+
+def test_tampering_and_missing_signatures_exit_4(hub_server, run_cli, repo, tiny_release) -> None:
+    assert run_cli("push", tiny_release, repo)[0] == 0
+    code, out, err = run_cli("pull", repo, "--require-signed")
+    assert (code, out) == (4, "")
+    assert "not signed" in err
+    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
+    api.upload_file(repo_id=repo, path_or_fileobj=b"{}", path_in_repo="adapter_config.json")
+    code, out, err = run_cli("pull", f"{repo}@main")
+    assert (code, out) == (4, "")
+    assert "adapter_config.json" in err
+    (tiny_release / "adapter_config.json").write_text("{}")
+    assert run_cli("push", tiny_release, repo)[0] == 4
+
+
+def test_a_taken_version_exits_3(run_cli, repo, tiny_release) -> None:
+    from adapterhub.packaging.release import Release
+
+    run_cli("push", tiny_release, repo)
+    Release.open(tiny_release).with_files({"evidence/more.json": b"{}"})
+    code, _, err = run_cli("push", tiny_release, repo)
+    assert code == 3
+    assert "fix: give the release a version above 0.1.0" in err
+
+
+def test_a_full_disk_is_said_as_such(run_cli, repo, tiny_release, monkeypatch) -> None:
+    run_cli("push", tiny_release, repo)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blob")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-2")
+    with monkeypatch.context() as patch:
+        patch.setattr(file_download, "http_get", full)
+        code, out, err = run_cli("pull", repo)
+    assert (code, out) == (1, "")
+    assert "error: /cache/blob: No space left on device" in err
+    assert run_cli("pull", repo)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
+    program = (
+        "import sys; from adapterhub.cli import main\n"
+        f"assert main(['{command}', '--help']) == 0\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "OWNER/NAME" in done.stdout
+
+
+def test_push_and_pull_import_no_framework(hub_server, repo, tiny_release, tmp_path) -> None:
+    program = (
+        "import sys; from adapterhub.cli import main\n"
+        "assert main(['push', sys.argv[1], sys.argv[2]]) == 0\n"
+        "assert main(['pull', sys.argv[2]]) == 0\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment["HF_HOME"] = str(tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_release), repo],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "%|" not in done.stderr  # no progress bars where there is no terminal
+    assert len(done.stdout.splitlines()) == 3
