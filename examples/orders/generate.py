@@ -135,19 +135,19 @@ def make_order(rng: random.Random, *, unseen: bool) -> tuple[str, str]:
     """One (text, answer). With ``unseen``, the lists that training never shows are drawn from too."""
     name = _name(rng, unseen)
     goods = GOODS | UNSEEN_GOODS if unseen else GOODS
-    chosen = rng.sample(sorted(goods), rng.choices([1, 2, 3, 4], [2, 4, 3, 1])[0])
+    chosen = rng.sample(sorted(goods), rng.choices([1, 2, 3, 4], [6, 8, 5, 1])[0])
     items = [Item(good, rng.randint(1, 24), rng.choice(goods[good])) for good in chosen]
     day = rng.choice([*DAYS, None])
     words = _join([_phrase(rng, item) for item in items])
     said = f"{_opening(rng, name)} {words}{f' on {day.capitalize()}' if day else ''}."
     correction = rng.random()
-    if correction < 0.2:
+    if correction < 0.12:
         said += " " + _new_quantity(rng, items)
-    elif correction < 0.35:
+    elif correction < 0.22:
         said += " " + _new_good(rng, items, {good: goods[good] for good in goods.keys() - set(chosen)})
-    elif correction < 0.42 and len(items) > 1:
+    elif correction < 0.28 and len(items) > 1:
         said += " " + _cancel(rng, items)
-    elif correction < 0.5 and day:
+    elif correction < 0.34 and day:
         day = rng.choice([other for other in DAYS if other != day])
         said += rng.choice(
             [f" Oh, {day.capitalize()} would be better.", f" No wait, not then: {day.capitalize()}."]

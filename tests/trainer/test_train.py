@@ -330,3 +330,52 @@ def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> No
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(gradient.abs().sum() > 0 for gradient in before.values())
+
+
+@pytest.mark.parametrize("fail_at", [0, 4])
+def test_out_of_memory_is_planned_anew_and_nothing_is_lost(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
+    """The device must fail on command here: one micro-batch of step ``fail_at + 1`` finds no memory."""
+    import torch
+
+    from adapterhub.trainer.loop import AdapterTrainer
+
+    settings = ["--set", "training.micro_batch=auto", "--set", "lora.dropout=0", "--set", "quantization=null"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run_cli("train", recipe, "--out", whole, *settings)[0] == 0
+    real, sizes = AdapterTrainer.training_step, []
+
+    def step(self: AdapterTrainer, model: object, inputs: dict, *others: object) -> object:
+        sizes.append(len(inputs["input_ids"]))
+        if self.state.global_step == fail_at and sizes[-1] == sizes[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return real(self, model, inputs, *others)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    code, _, stderr = run_cli("train", recipe, "--out", out, *settings)
+    assert code == 0, stderr
+    assert f"out of memory in step {fail_at + 1}" in stderr
+    assert sizes[-1] < sizes[0]
+    (miss,) = json.loads((out / LEDGER).read_bytes())["misses"]
+    assert (miss["step"], miss["micro_batch"]) == (fail_at, sizes[0])
+    curve = {point["step"]: point["loss"] for point in points(out) if point["loss"] is not None}
+    expected = {point["step"]: point["loss"] for point in points(whole) if point["loss"] is not None}
+    assert curve == pytest.approx(expected, rel=2e-2)  # other micro-batches, bf16
+
+
+def test_out_of_memory_with_nothing_left_to_give_is_said(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from adapterhub.trainer.loop import AdapterTrainer
+
+    def step(*_: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", step)
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", "training.micro_batch=1")
+    assert code == 6
+    assert "does not fit" in stderr
+    assert "Traceback" not in stderr

@@ -27,6 +27,19 @@ class LedgerPart(Frozen):
     on: Literal["device", "host"] = "device"
 
 
+class LedgerMiss(Frozen):
+    """A plan that was predicted to fit and ran out of memory all the same."""
+
+    step: int
+    """Optimizer steps that were done."""
+    predicted_peak_bytes: int
+    micro_batch: int
+    """Rows that went through the model at once."""
+    layers_recomputed: int
+    message: str
+    """The device's own words, first line."""
+
+
 class LedgerEvidence(Frozen):
     """Memory predicted before the run beside what was measured during it."""
 
@@ -38,6 +51,8 @@ class LedgerEvidence(Frozen):
     """CUDA: torch's peak reserved plus context; CPU: peak resident set of the process. None: not measured."""
     measured_as: str | None = None
     """How it was measured, in words."""
+    misses: tuple[LedgerMiss, ...] = ()
+    """Earlier plans of this run that did not fit; ``parts`` are those of the plan that did."""
 
 
 class CurvePoint(Frozen):

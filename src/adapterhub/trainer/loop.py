@@ -21,6 +21,9 @@ from adapterhub.trainer.template import IGNORED
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from adapterhub.trainer.fast.install import FastPath
+    from adapterhub.trainer.fast.optimizer import FlatAdamW
+
 
 class AdapterTrainer(Trainer):
     """transformers.Trainer over packed rows."""
@@ -34,18 +37,43 @@ class AdapterTrainer(Trainer):
         pad_token_id: int,
         progress: TrainingProgress,
         eval_every: int,
+        fast_path: tuple[FastPath, FlatAdamW] | None = None,
     ) -> None:
-        watcher = _Watcher(self, progress, held_out, pad_token_id, eval_every)
+        self.fast, optimizer = fast_path or (None, None)
+        self.peft_model = model
+        self._pad_token_id = pad_token_id
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=rows,
-            data_collator=lambda batch: collate(batch, pad_token_id),
-            callbacks=[watcher],
+            data_collator=self.collate_rows,
+            callbacks=[_Watcher(self, progress, held_out, eval_every)],
+            optimizers=(optimizer, None),
         )
         self.tokens_seen = 0
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+
+    def collate_rows(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
+        """Rows to what the model's forward takes, on the CPU."""
+        batch = collate(rows, self._pad_token_id)
+        return batch if self.fast is None else self.fast.prepare(batch)
+
+    def finish(self) -> PeftModel:
+        """The trained model with its adapter as plain peft modules, ready to be saved."""
+        if self.fast is not None:
+            self.fast.remove()
+        return self.peft_model
+
+    def keep_step(self) -> Path | None:
+        """Save a checkpoint of the last finished step, if there is one, for a run that cannot go on so."""
+        if self.state.global_step == 0:
+            return None
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if not folder.is_dir():
+            self._save_checkpoint(self.peft_model, trial=None)
+            mark_complete(folder)
+        return folder
 
     def training_step(
         self,
@@ -67,16 +95,14 @@ class _Watcher(TrainerCallback):
         trainer: AdapterTrainer,
         progress: TrainingProgress,
         held_out: Sequence[PackedRow],
-        pad_token_id: int,
         eval_every: int,
     ) -> None:
         self._trainer = trainer
         self._progress = progress
         self._held_out = held_out
-        self._pad_token_id = pad_token_id
         self._eval_every = eval_every
         self._seconds_before = 0.0
-        self._tokens_before = 0
+        self._tokens_before = 0.0
         self._evaluating = 0.0
 
     def on_train_begin(
@@ -108,7 +134,7 @@ class _Watcher(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        norm = (logs or {}).get("grad_norm", 0.0)
+        norm = self._gradient_norm(logs or {})
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss is {loss} at step {state.global_step}, the gradient norm {norm}",
@@ -118,6 +144,7 @@ class _Watcher(TrainerCallback):
         rate = self._trainer.tokens_seen / max(seconds, 1e-9)
         done_here = max(1, state.global_step - self._first_step)
         left = seconds / done_here * (state.max_steps - state.global_step)
+        state.log_history[-1]["grad_norm"] = norm
         state.log_history[-1]["seconds"] = self._seconds_before + seconds
         state.log_history[-1]["tokens"] = self._tokens_before + self._trainer.tokens_seen
         self._progress.step(state.global_step, state.max_steps, loss, rate, left)
@@ -127,44 +154,53 @@ class _Watcher(TrainerCallback):
     ) -> None:
         mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
+    def _gradient_norm(self, logs: dict[str, float]) -> float:
+        """Before clipping: from transformers' log, or from the fast path's optimizer, which clips by itself."""
+        if self._trainer.fast is None:
+            return logs.get("grad_norm", 0.0)
+        optimizer: Any = self._trainer.optimizer
+        return float(getattr(optimizer, "optimizer", optimizer).grad_norm)
+
     def _measure_held_out(self, state: TrainerState) -> None:
         if not self._held_out:
             return
         began = time.monotonic()
-        model: Any = self._trainer.model
-        loss = held_out_loss(
-            model, self._held_out, self._pad_token_id, self._trainer.args.per_device_train_batch_size
-        )
+        loss = held_out_loss(self._trainer, self._held_out)
         self._evaluating += time.monotonic() - began
         state.log_history.append({"step": state.global_step, "eval_loss": loss})
         self._progress.held_out(state.global_step, loss)
 
 
-def held_out_loss(
-    model: torch.nn.Module, rows: Sequence[PackedRow], pad_token_id: int, micro_batch: int = 1
-) -> float:
+def held_out_loss(trainer: AdapterTrainer, rows: Sequence[PackedRow]) -> float:
     """Mean loss over all labelled tokens of ``rows`` in nats a token, dropout off; restores the model's mode.
 
     Every token counts once whatever row it is in (a mean of batch means would weigh short batches more).
     """
+    model: Any = trainer.model
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
-        for at in range(0, len(rows), micro_batch):
-            batch = {
-                name: t.to(device) for name, t in collate(rows[at : at + micro_batch], pad_token_id).items()
-            }
-            labels = batch.pop("labels")
-            logits = model(**batch, use_cache=False).logits  # (rows, longest, vocabulary)
-            total += torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(),
-                labels[:, 1:].flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
-            count += int((labels[:, 1:] != IGNORED).sum())
+    size = trainer.args.per_device_train_batch_size
+    plain = trainer.fast is None
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plain):
+        for at in range(0, len(rows), size):
+            batch = trainer.collate_rows(rows[at : at + size])
+            count += int((batch["labels"][:, 1:] != IGNORED).sum())
+            batch = {name: t.to(device) if isinstance(t, torch.Tensor) else t for name, t in batch.items()}
+            total += _summed_loss(model, batch, chunked=not plain)
     model.train(was_training)
     return float(total) / count
+
+
+def _summed_loss(model: Any, batch: dict[str, Any], *, chunked: bool) -> torch.Tensor:
+    """The sum of the losses of a batch's labelled tokens in nats, ()."""
+    if chunked:  # the fast path never holds all logits
+        loss: torch.Tensor = model(**batch, num_items_in_batch=1).loss
+        return loss
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits  # (rows, longest, vocabulary)
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )

@@ -1,41 +1,40 @@
-"""From a recipe to a release: rows to tokens, base to 4 bits, adapter trained, evidence and folder sealed."""
+"""From a recipe to a release: rows to tokens, base to 4 bits, the adapter trained, the folder sealed."""
 
 from __future__ import annotations
 
-import math
-import resource
+import errno
+import gc
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version as installed_version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adapterhub.errors import DataError, TrainingError
-from adapterhub.packaging import evidence
+from adapterhub.errors import DataError
 from adapterhub.packaging.base import lock_base
-from adapterhub.packaging.manifest import BaseLock, DatasetLock, Hardware, Manifest
-from adapterhub.packaging.release import Release, new_release
+from adapterhub.packaging.evidence import LedgerMiss
+from adapterhub.packaging.manifest import DatasetLock, Hardware
+from adapterhub.packaging.release import Release
+from adapterhub.trainer.arguments import quarter, steps_of, training_arguments
 from adapterhub.trainer.checkpoints import prepare_run, run_folder
 from adapterhub.trainer.data import Row, Split, rows_digest
 from adapterhub.trainer.packing import PackedRow, pack
+from adapterhub.trainer.plan import Plan, default_reserve, does_not_fit, plan
 from adapterhub.trainer.progress import TrainingProgress
 from adapterhub.trainer.recipe import Recipe
+from adapterhub.trainer.sealing import Origin, measured_ledger, seal, training_curve
 from adapterhub.trainer.template import Encoded, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from adapterhub.trainer.plan import Plan
+    from adapterhub.trainer.fast.install import FastPath
+    from adapterhub.trainer.fast.optimizer import FlatAdamW
+    from adapterhub.trainer.loop import AdapterTrainer
 
 Say = Callable[[str], None]
-_TOOLS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,20 @@ class DataSource:
     """Hub commit, 40 hex digits."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same however often a run has to be planned anew."""
+
+    recipe: Recipe
+    base: BaseSource
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[PackedRow]
+    held_out: list[PackedRow]
+    out: Path
+    hardware: Hardware
+    progress: TrainingProgress
+
+
 def train(
     recipe: Recipe,
     base: BaseSource,
@@ -79,15 +92,17 @@ def train(
 
     ``data`` holds the training rows and, if any, the held-out rows. Checkpoints lie in ``<out>.run`` until
     the release is sealed; a killed run goes on from the last with ``resume`` and, on the CPU, ends with the
-    same bytes. ``say`` receives what a person should know, a line each.
+    same bytes. A run that runs out of the device's memory all the same is planned again with less and goes on
+    from its last step. ``say`` receives what a person should know, a line each.
 
-    Raises TrainingError (NaN loss, out of memory, another run in the way), DataError (rows that do not fit
-    the template or the context), ReleaseError (``out`` exists, unusable base).
+    Raises TrainingError (NaN loss, nothing fits, another run in the way), DataError (rows that do not fit the
+    template or the context), ReleaseError (``out`` exists, unusable base).
     """
-    from adapterhub.trainer.model import attach_adapter, load_base, load_tokenizer
+    from adapterhub.trainer.model import load_tokenizer
 
     tokenizer = load_tokenizer(base.folder)
     encoded = {source.split: _encode(tokenizer, source, recipe.data.max_length, say) for source in data}
+    datasets = tuple(_lock_data(recipe, source, encoded[source.split][0]) for source in data)
     lock = lock_base(
         base.folder,
         name=base.name,
@@ -96,14 +111,10 @@ def train(
         weights=base.weights,
         chat_template=tokenizer.chat_template,
     )
-    datasets = tuple(
-        _lock_data(recipe, source, kept) for source in data for kept in [encoded[source.split][0]]
-    )
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "base": lock.digest,
         "data": [dataset.sha256 for dataset in datasets],
-        "micro_batch": plan.micro_batch,
     }
     checkpoint = prepare_run(out, identity, resume=resume)
     if checkpoint:
@@ -113,16 +124,13 @@ def train(
     rows = pack(encoded["train"][1], length, seed=seed, packing=packing)
     held_out = pack(encoded["test"][1], length, seed=seed, packing=packing) if "test" in encoded else []
     say(f"{len(encoded['train'][1])} examples in {len(rows)} rows of at most {length} tokens")
-    with _out_of_memory_in_words():
-        model = load_base(base.folder, recipe.quantization, hardware.device)
-        peft_model = attach_adapter(model, recipe.lora, seed=seed)
-        trainer = _trainer(recipe, plan, peft_model, rows, held_out, tokenizer, out, hardware, progress)
-        _check_disk(out, peft_model)
-        with progress:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    ledger = _measured_ledger(plan, hardware)
-    curve = _curve(trainer.state.log_history, trainer.state.global_step, hardware)
-    return _seal(out, recipe, lock, datasets, hardware, peft_model, tokenizer, ledger, curve)
+    run = _Run(recipe, base, tokenizer, rows, held_out, out, hardware, progress)
+    with _no_space_in_words(), progress:
+        trainer, final_plan, misses = _train_until_it_fits(run, plan, checkpoint, say)
+    ledger = measured_ledger(final_plan, hardware, misses)
+    curve = training_curve(trainer.state.log_history, trainer.state.global_step, hardware)
+    origin = Origin(recipe, lock, datasets, hardware)
+    return seal(out, origin, trainer.finish(), tokenizer, ledger, curve)
 
 
 def _encode(
@@ -165,75 +173,101 @@ def _lock_data(recipe: Recipe, source: DataSource, kept: list[Row]) -> DatasetLo
     )
 
 
-def _trainer(
-    recipe: Recipe,
-    plan: Plan,
-    model: PeftModel,
-    rows: list[PackedRow],
-    held_out: list[PackedRow],
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    hardware: Hardware,
-    progress: TrainingProgress,
-) -> Any:
+def _train_until_it_fits(
+    run: _Run, first: Plan, checkpoint: Path | None, say: Say
+) -> tuple[AdapterTrainer, Plan, list[LedgerMiss]]:
+    """Train to the end; after an out-of-memory go on from the last step with a plan that needs less."""
     import torch
-    from transformers import TrainingArguments
+
+    current = first
+    misses: list[LedgerMiss] = []
+    while True:
+        trainer = _build(run, current)
+        _check_disk(run.out, trainer.peft_model)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return trainer, current, misses
+        except torch.OutOfMemoryError as err:
+            step = trainer.state.global_step
+            misses.append(_miss(current, step, err))
+            checkpoint = trainer.keep_step() or checkpoint
+        del trainer  # its base goes before the next one comes
+        gc.collect()
+        if run.hardware.device == "cuda":
+            torch.cuda.empty_cache()
+        current = _plan_with_less(run, current)
+        say(
+            f"out of memory in step {step + 1}, though {misses[-1].predicted_peak_bytes / 2**30:.1f} GiB "
+            f"were predicted; going on with micro-batches of {current.micro_batch} and "
+            f"{current.setting.recompute_all} layers recomputed"
+        )
+
+
+def _build(run: _Run, current: Plan) -> AdapterTrainer:
+    """Base, adapter and trainer for one plan."""
+    import torch
 
     from adapterhub.trainer.loop import AdapterTrainer
+    from adapterhub.trainer.model import attach_adapter, load_base
 
-    settings = recipe.training
-    torch.manual_seed(settings.seed)
-    steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
-    steps = settings.steps or math.ceil((settings.epochs or 1) * steps_per_epoch)
-    quarter = max(1, steps // 4)
-    arguments = TrainingArguments(
-        output_dir=str(run_folder(out)),
-        max_steps=steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=settings.batch_size // plan.micro_batch,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
-        warmup_steps=round(settings.warmup * steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=plan.optimizer,
-        activation_checkpointing=plan.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        bf16=True,
-        use_cache=False,  # with a cache, transformers does not see that rows are packed: examples would mix
-        use_cpu=hardware.device == "cpu",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        save_strategy="steps",
-        save_steps=settings.save_every or quarter,
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        disable_tqdm=True,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=hardware.device == "cuda",
+    recipe = run.recipe
+    model = attach_adapter(
+        load_base(run.base.folder, recipe.quantization, run.hardware.device),
+        recipe.lora,
+        seed=recipe.training.seed,
     )
-    pad = tokenizer.pad_token_id
-    return AdapterTrainer(model, arguments, rows, held_out, pad, progress, settings.eval_every or quarter)
+    torch.manual_seed(recipe.training.seed)
+    return AdapterTrainer(
+        model,
+        training_arguments(recipe, current, run.hardware, len(run.rows), run_folder(run.out)),
+        run.rows,
+        run.held_out,
+        run.tokenizer.pad_token_id,
+        run.progress,
+        recipe.training.eval_every or quarter(steps_of(recipe, len(run.rows))),
+        fast_path=_fast_path(model, recipe, current),
+    )
+
+
+def _fast_path(model: PeftModel, recipe: Recipe, current: Plan) -> tuple[FastPath, FlatAdamW] | None:
+    """The fast path and its optimizer where the plan wants them, else None."""
+    if current.setting.engine != "fast":
+        return None
+    from adapterhub.trainer.fast.install import install_fast_path
+
+    fast = install_fast_path(model, recipe, current)
+    return fast, fast.optimizer(recipe, current.setting)
+
+
+def _miss(current: Plan, step: int, err: Exception) -> LedgerMiss:
+    return LedgerMiss(
+        step=step,
+        predicted_peak_bytes=current.predicted_peak_bytes,
+        micro_batch=current.micro_batch,
+        layers_recomputed=current.setting.recompute_all,
+        message=(str(err).strip() or "out of memory").splitlines()[0][:200],
+    )
+
+
+def _plan_with_less(run: _Run, current: Plan) -> Plan:
+    """The best plan that needs noticeably less than ``current``, which did not fit after all.
+
+    Raises TrainingError saying what would have to give when there is none.
+    """
+    step = default_reserve(run.hardware) if run.hardware.device == "cuda" else 1
+    needed = current.predicted_peak_bytes - current.ledger.reclaimable_bytes
+    smaller = run.hardware.model_copy(update={"memory_bytes": max(1, needed + current.reserve_bytes - step)})
+    made = plan(current.shape, run.recipe, smaller, current.reserve_bytes)
+    if not made.fits:
+        raise does_not_fit(made)
+    return replace(made, hardware=run.hardware)
 
 
 @contextmanager
-def _out_of_memory_in_words() -> Iterator[None]:
-    """Turn out-of-memory and no-space, raised deep in torch, into errors that can be acted on."""
-    import errno
-
-    import torch
-
+def _no_space_in_words() -> Iterator[None]:
+    """Turn no-space, raised deep in torch or safetensors, into an error that can be acted on."""
     try:
         yield
-    except torch.OutOfMemoryError as err:
-        raise TrainingError(
-            f"out of memory: {str(err).splitlines()[0][:200]}",
-            "halve training.micro_batch or data.max_length (see `adapterhub plan`); then go on with --resume",
-        ) from err
     except (RuntimeError, OSError) as err:
         text = str(err)
         if "No space left" in text or "os error 28" in text or getattr(err, "errno", None) == errno.ENOSPC:
@@ -245,8 +279,6 @@ def _out_of_memory_in_words() -> Iterator[None]:
 
 def _check_disk(out: Path, model: PeftModel) -> None:
     """Raise OSError (ENOSPC) before the first step when three checkpoints and the release do not fit."""
-    import errno
-
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     needed = 3 * 3 * trainable + trainable + 64 * 2**20  # a checkpoint: weights and two Adam moments
     free = shutil.disk_usage(run_folder(out)).free
@@ -256,89 +288,3 @@ def _check_disk(out: Path, model: PeftModel) -> None:
             f"checkpoints and release need about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free",
             str(out.parent),
         )
-
-
-def _measured_ledger(plan: Plan, hardware: Hardware) -> evidence.LedgerEvidence:
-    if hardware.device == "cuda":
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        context = total - free - torch.cuda.memory_reserved()
-        measured = torch.cuda.max_memory_reserved() + max(0, context)
-        how = "torch's peak reserved bytes plus the CUDA context"
-    else:
-        scale = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-        measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        how = "peak resident set of the training process"
-    return evidence.LedgerEvidence(
-        device=hardware.device,
-        parts=plan.ledger.parts,
-        predicted_peak_bytes=plan.predicted_peak_bytes,
-        measured_peak_bytes=measured,
-        measured_as=how,
-    )
-
-
-def _curve(history: Sequence[dict[str, Any]], steps: int, hardware: Hardware) -> evidence.CurveEvidence:
-    points: dict[int, dict[str, Any]] = {}
-    for entry in history:
-        point = points.setdefault(int(entry["step"]), {})
-        point.update(
-            {key: entry[key] for key in ("loss", "eval_loss", "learning_rate", "grad_norm") if key in entry}
-        )
-    clock = [entry for entry in history if "seconds" in entry][-1]
-    return evidence.CurveEvidence(
-        points=tuple(
-            evidence.CurvePoint(step=step, **point) for step, point in sorted(points.items()) if point
-        ),
-        steps=steps,
-        train_tokens=clock["tokens"],
-        seconds=round(clock["seconds"], 3),
-        tokens_per_second=round(clock["tokens"] / clock["seconds"], 1),
-        hardware=hardware,
-    )
-
-
-def _seal(
-    out: Path,
-    recipe: Recipe,
-    lock: BaseLock,
-    datasets: tuple[DatasetLock, ...],
-    hardware: Hardware,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    ledger: evidence.LedgerEvidence,
-    curve: evidence.CurveEvidence,
-) -> Release:
-    """Write the release, then remove the run folder."""
-    from adapterhub.version import __version__
-
-    draft = Manifest(
-        name=recipe.name,
-        version=recipe.version,
-        created=datetime.now(UTC).replace(microsecond=0),
-        kind="adapter",
-        task=recipe.task,
-        licence=recipe.licence,
-        base=lock,
-        recipe=recipe.public_dict(),
-        datasets=datasets,
-        tools={"adapterhub": __version__, "python": sys.version.split()[0]}
-        | {name: installed_version(name) for name in _TOOLS},
-        hardware=hardware,
-    )
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = lock.name
-    config.revision = lock.revision
-    config.target_modules = sorted(config.target_modules)  # a set's order would differ from run to run
-    with new_release(out, draft) as staging:
-        model.save_pretrained(staging, save_embedding_layers=False)  # "auto" would ask the Hub for the base
-        (staging / "README.md").unlink(
-            missing_ok=True
-        )  # peft's own card; `adapterhub card` writes the real one
-        tokenizer.save_pretrained(staging)
-        (staging / "evidence").mkdir()
-        (staging / evidence.LEDGER).write_bytes(evidence.to_json(ledger))
-        (staging / evidence.CURVE).write_bytes(evidence.to_json(curve))
-    shutil.rmtree(run_folder(out))
-    return Release.open(out)
