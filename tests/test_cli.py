@@ -35,14 +35,10 @@ def raise_in_a_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseExcepti
     return arrange
 
 
-def every_error() -> list[type[errors.AdapterHubError]]:
-    found = [errors.AdapterHubError]
-    for kind in found:
-        found += kind.__subclasses__()
-    return found
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
 
 
-@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 def test_each_error_exits_with_its_code_and_says_what_and_fix(
     kind: type[errors.AdapterHubError], raise_in_a_command, run_cli: Run
 ) -> None:
