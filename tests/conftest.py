@@ -36,13 +36,19 @@ _CORPUS = [
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has its own configuration folder and Hub cache, and no token."""
+def hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has its own configuration folder and Hub cache, which this is, and no token."""
+    from huggingface_hub import constants  # reads the environment once, when it is imported
+
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))  # for processes that a test starts
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
+    (home / "hf").mkdir()
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf" / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    return home / "hf" / "hub"
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,9 @@ from adapterhub.packaging.base import check_base, lock_base
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the test's own: huggingface_hub reads the environment only when it is imported."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+def _plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_HUB_DISABLE_XET=1 before the import does."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -69,10 +66,10 @@ def test_a_fetched_base_loads(hub_server, published: str) -> None:
     assert AutoTokenizer.from_pretrained(base.folder).chat_template
 
 
-def test_the_configuration_comes_alone(hub_server, published: str, tiny_base: Path, cache: Path) -> None:
+def test_the_configuration_comes_alone(hub_server, published: str, tiny_base: Path, hub_cache: Path) -> None:
     path = fetch_config(published, endpoint=hub_server.url)
     assert path.read_bytes() == (tiny_base / "config.json").read_bytes()
-    assert [file.name for file in cache.rglob("snapshots/*/*")] == ["config.json"]
+    assert [file.name for file in hub_cache.rglob("snapshots/*/*")] == ["config.json"]
 
 
 def test_small_weights_that_git_holds_are_hashed_here(hub_server, tmp_path: Path) -> None:
@@ -125,9 +122,9 @@ def test_a_damaged_cache_does_not_go_unnoticed(hub_server, published: str) -> No
     assert fetch_base(published, endpoint=hub_server.url) == base
 
 
-def test_damage_before_the_first_check_is_noticed_too(hub_server, published: str, cache: Path) -> None:
+def test_damage_before_the_first_check_is_noticed_too(hub_server, published: str, hub_cache: Path) -> None:
     base = fetch_base(published, endpoint=hub_server.url)
-    shutil.rmtree(next(cache.glob("models--*/.adapterhub")))
+    shutil.rmtree(next(hub_cache.glob("models--*/.adapterhub")))
     (base.folder / "config.json").resolve().write_bytes(b"x" * (base.folder / "config.json").stat().st_size)
     with pytest.raises(HubError, match=r"config\.json"):
         fetch_base(published, endpoint=hub_server.url)
@@ -150,10 +147,10 @@ def test_a_file_removed_from_the_cache_comes_back(hub_server, published: str) ->
     "content", [b"", b"[]", b'{"model.safetensors": 1}', b'{"../x": {"sha256": ""}}', b"\xff"]
 )
 def test_an_unsound_note_of_earlier_checks_is_not_believed(
-    hub_server, published: str, cache: Path, content: bytes
+    hub_server, published: str, hub_cache: Path, content: bytes
 ) -> None:
     base = fetch_base(published, endpoint=hub_server.url)
-    next(cache.glob("models--*/.adapterhub/*.json")).write_bytes(content)
+    next(hub_cache.glob("models--*/.adapterhub/*.json")).write_bytes(content)
     assert fetch_base(published, endpoint=hub_server.url) == base
 
 
@@ -194,7 +191,7 @@ def test_the_endpoint_comes_from_the_environment_as_it_is_now(
         fetch_base(published, endpoint="ftp://somewhere")
 
 
-def test_offline_says_so(hub_server, published: str, cache: Path) -> None:
+def test_offline_says_so(hub_server, published: str, hub_cache: Path) -> None:
     base = fetch_base(published, endpoint=hub_server.url)
     program = (
         "import sys; from adapterhub.hub.bases import fetch_base; from adapterhub.errors import HubError\n"
@@ -202,7 +199,7 @@ def test_offline_says_so(hub_server, published: str, cache: Path) -> None:
         "try: fetch_base('ada/other')\n"
         "except HubError as err: print(err.what)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
     done = subprocess.run(
         [sys.executable, "-c", program, published],
         env=environment,
@@ -215,8 +212,8 @@ def test_offline_says_so(hub_server, published: str, cache: Path) -> None:
     assert "HF_HUB_OFFLINE" in message
 
 
-def test_the_note_of_checks_holds_no_more_than_it_says(hub_server, published: str, cache: Path) -> None:
+def test_the_note_of_checks_holds_no_more_than_it_says(hub_server, published: str, hub_cache: Path) -> None:
     base = fetch_base(published, endpoint=hub_server.url)
-    note = json.loads(next(cache.glob("models--*/.adapterhub/*.json")).read_bytes())
+    note = json.loads(next(hub_cache.glob("models--*/.adapterhub/*.json")).read_bytes())
     assert set(note) == {path.name for path in base.folder.iterdir()}
     assert note["config.json"]["sha256"] == sha256((base.folder / "config.json").read_bytes()).hexdigest()

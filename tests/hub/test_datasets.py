@@ -18,9 +18,8 @@ _JSONL = json.dumps(_ROW).encode() + b"\n"
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+def _plain_lfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_HUB_DISABLE_XET=1 before the import does."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from adapterhub import load_adapter
 
@@ -51,7 +52,7 @@ def test_from_the_hub_with_the_base_from_the_hub(
     code, _, stderr = run_cli("push", out, target, "--endpoint", hub_server.url)
     assert code == 0, stderr
 
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "clean"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "clean"))
     model, tokenizer = load_adapter(f"{target}@v0.1.0", endpoint=hub_server.url)
     assert type(model).__name__.startswith("Peft")
     assert tokenizer.chat_template

@@ -29,14 +29,6 @@ from adapterhub.packaging.signing import sign_release
 DEAD = "http://127.0.0.1:9"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the test's own: huggingface_hub reads the environment only when it is imported."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses; the repository is not made."""
@@ -49,7 +41,7 @@ def api(hub_server) -> HfApi:
 
 
 @pytest.fixture
-def publish(hub_server, repo: str, tiny_release: Path, tmp_path: Path, cache: Path) -> Callable[..., str]:
+def publish(hub_server, repo: str, tiny_release: Path, tmp_path: Path, hub_cache: Path) -> Callable[..., str]:
     """``publish("1.2.0", "1.3.0")`` pushes the tiny release in these versions -> the last commit.
 
     ``evidence/version.json`` tells them apart; ``key`` signs them. The cache is empty afterwards.
@@ -69,7 +61,7 @@ def publish(hub_server, repo: str, tiny_release: Path, tmp_path: Path, cache: Pa
             commit = push(
                 release, repo, endpoint=hub_server.url, token=hub_server.token, private=private
             ).commit
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(hub_cache, ignore_errors=True)
         assert commit is not None
         return commit
 
@@ -309,14 +301,14 @@ def count_downloads(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = No
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
 def test_a_pull_cut_off_keeps_whole_files_only_and_goes_on(
-    publish, get, repo, cache, monkeypatch, error, tiny_release
+    publish, get, repo, hub_cache, monkeypatch, error, tiny_release
 ) -> None:
     publish("0.1.0")
     with monkeypatch.context() as patch:
         first = count_downloads(patch, fail_after=3, error=error)
         with pytest.raises(type(error)):
             get(repo)
-    assert not list(cache.rglob("*.incomplete"))
+    assert not list(hub_cache.rglob("*.incomplete"))
     second = count_downloads(monkeypatch)
     pulled = get(repo)
     assert sorted([*first, *second]) == sorted(
@@ -383,10 +375,10 @@ def test_without_a_network_what_was_pulled_is_found(publish, get, repo) -> None:
     assert "check the network" in error.value.fix
 
 
-def test_offline_mode(publish, get, repo, cache) -> None:
+def test_offline_mode(publish, get, repo, hub_cache) -> None:
     publish("0.1.0")
     pulled = get(repo)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
 
     def run(ref: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "adapterhub", "pull", ref]

@@ -36,13 +36,6 @@ from adapterhub.packaging.release import Release
 from adapterhub.packaging.signing import sign_release
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache of the test's own: huggingface_hub reads the environment only when it is imported."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-
-
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
     """A name that no other test uses; the repository is not made."""

@@ -39,7 +39,10 @@ class AdapterTrainer(Trainer):
         eval_every: int,
         fast_path: tuple[FastPath, FlatAdamW] | None = None,
     ) -> None:
-        self.fast, optimizer = fast_path or (None, None)
+        self.fast: FastPath | None = None
+        optimizer: FlatAdamW | None = None
+        if fast_path is not None:
+            self.fast, optimizer = fast_path
         self.peft_model = model
         self._pad_token_id = pad_token_id
         super().__init__(
@@ -155,7 +158,7 @@ class _Watcher(TrainerCallback):
         mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def _gradient_norm(self, logs: dict[str, float]) -> float:
-        """Before clipping: from transformers' log, or from the fast path's optimizer, which clips by itself."""
+        """Before clipping: from transformers' log, or from the fast path's optimizer, which clips itself."""
         if self._trainer.fast is None:
             return logs.get("grad_norm", 0.0)
         optimizer: Any = self._trainer.optimizer

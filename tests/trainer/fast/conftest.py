@@ -19,7 +19,12 @@ BASE: dict[str, Any] = {
 }
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "llama wide": {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
+    "llama wide": {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+    },
     "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 7},
     "qwen2": {"tie_word_embeddings": True},
@@ -106,7 +111,7 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
 
 @pytest.fixture(scope="session")
 def packed_batch() -> Callable[..., dict[str, Any]]:
-    """``packed_batch(rows=2, seed=0)``: rows of 24 tokens, sequences of 9, 11 and 4, the last without loss."""
+    """``packed_batch(rows=2, seed=0)``: rows of 24 tokens, sequences of 9, 11 and 4 (without loss)."""
     import torch
 
     def make(rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -64,7 +64,10 @@ def test_dequantized_weights_are_bit_for_bit_those_of_bitsandbytes(kind: str, do
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_thin_products_are_summed_in_fp32(dtype: torch.dtype) -> None:
-    left, right = torch.randn(4096, 320, device=CUDA, dtype=dtype), torch.randn(4096, 64, device=CUDA, dtype=dtype)
+    left, right = (
+        torch.randn(4096, 320, device=CUDA, dtype=dtype),
+        torch.randn(4096, 64, device=CUDA, dtype=dtype),
+    )
     total = torch.randn(128, 64, device=CUDA)
     expected = total.double() + 0.25 * left[:, 64:192].double().t() @ right.double()
     _accumulate(total, left[:, 64:192].t(), right, 0.25)
@@ -123,7 +126,9 @@ def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def install(model: Any, *, device: torch.device = CUDA, dtype: torch.dtype = torch.bfloat16, **more: Any) -> FastPath:
+def install(
+    model: Any, *, device: torch.device = CUDA, dtype: torch.dtype = torch.bfloat16, **more: Any
+) -> FastPath:
     optimizer = more.pop("optimizer", "adamw")
     return install_blocks(model.get_base_model(), Setting(2, optimizer, "fast", **more), dtype, device)
 
@@ -144,9 +149,7 @@ def test_gradients_are_as_near_to_fp32_as_pefts(
 ) -> None:
     inputs = packed_batch(rows=4)
     exact = quantized_model(architecture)
-    loss, expected = gradients(
-        exact, install(exact, device=torch.device("cpu"), dtype=torch.float32), inputs
-    )
+    loss, expected = gradients(exact, install(exact, device=torch.device("cpu"), dtype=torch.float32), inputs)
     plain = quantized_model(architecture, device="cuda", dtype=torch.bfloat16)
     theirs = error(peft_gradients(plain, inputs), expected)
     model = quantized_model(architecture, device="cuda", dtype=torch.bfloat16)
@@ -162,7 +165,12 @@ def test_recomputing_and_offloading_change_no_gradient(
     quantized_model: Make, packed_batch: Make, dropout: float
 ) -> None:
     inputs, results = packed_batch(rows=4), []
-    for more in ({}, {"recompute_all": 4}, {"recompute_all": 4, "offload": True}, {"recompute_all": 1, "offload": True}):
+    for more in (
+        {},
+        {"recompute_all": 4},
+        {"recompute_all": 4, "offload": True},
+        {"recompute_all": 1, "offload": True},
+    ):
         model = quantized_model("llama wide", device="cuda", dtype=torch.bfloat16, dropout=dropout)
         fast = install(model, **more)
         for _ in range(2):
@@ -180,7 +188,7 @@ RECIPE = Recipe.from_dict({"name": "r", "base": "b", "data": {"train": "t"}}, Pa
 def test_a_step_waits_for_nothing_and_trains(
     quantized_model: Make, packed_batch: Make, optimizer: str, offload: bool
 ) -> None:
-    """The host is never made to wait within a step; paged optimizers end theirs by waiting for their copies."""
+    """The host is never made to wait within a step; paged optimizers end theirs waiting for copies."""
     model = quantized_model("llama wide", device="cuda", dtype=torch.bfloat16)
     fast = install(model, optimizer=optimizer, recompute_all=2, recompute_mlp=1, offload=offload)
     steps = fast.optimizer(RECIPE, Setting(2, optimizer, "fast"))  # type: ignore[arg-type]

@@ -111,9 +111,7 @@ def test_recomputation_changes_no_gradient(
         assert torch.equal(gradient, results[0][1][name]), name
 
 
-def test_dropout_is_drawn_from_the_seed_and_keeps_the_mean(
-    quantized_model: Make, packed_batch: Make
-) -> None:
+def test_dropout_is_drawn_from_the_seed_and_keeps_the_mean(quantized_model: Make, packed_batch: Make) -> None:
     """The mean over masks of what one adapted linear computes is what it computes without dropout.
 
     A later layer is not linear in its input, so only the first product is looked at; 400 masks of 64
@@ -134,7 +132,9 @@ def test_dropout_is_drawn_from_the_seed_and_keeps_the_mean(
     products = fast.blocks[0].engine.products
     drawn = torch.stack([products.forward(group, x, seed) for seed in range(0, 400 * 16, 16)])
     error = drawn.std(0) / 400**0.5
-    assert ((drawn.mean(0) - products.forward(group, x, None)).abs() <= 4 * error + 1e-5).float().mean() > 0.999
+    assert (
+        (drawn.mean(0) - products.forward(group, x, None)).abs() <= 4 * error + 1e-5
+    ).float().mean() > 0.999
     model.eval()
     evaluated = model(**inputs).loss
     assert evaluated == model(**inputs).loss

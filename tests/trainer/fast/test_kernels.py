@@ -18,8 +18,9 @@ from adapterhub.trainer.fast import reference  # noqa: E402
 from adapterhub.trainer.fast.weights import Adapter, FrozenWeight, frozen_weight  # noqa: E402
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-# bf16 keeps 8 bits: one rounding moves a value by at most 2⁻⁹ of it (2⁻⁸ in the interpreter, which truncates). What is
-# rounded twice stays within 2⁻⁶, and what is near zero within the rounding of the terms it is the sum of.
+# bf16 keeps 8 bits: one rounding moves a value by at most 2⁻⁹ of it (2⁻⁸ in the interpreter, which
+# truncates). What is rounded twice stays within 2⁻⁶, and what is near zero within the rounding of the terms
+# it is the sum of.
 CLOSE = {"rtol": 2**-6, "atol": 2**-7}
 
 
@@ -49,8 +50,12 @@ def quantized(outputs: int, inputs: int, kind: str, double: bool) -> FrozenWeigh
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
-@pytest.mark.parametrize(("outputs", "inputs", "rank"), [(192, 256, 0), (100, 192, 16), (65, 320, 3), (64, 64, 128)])
-def test_dequantize(kernels: ModuleType, kind: str, double: bool, outputs: int, inputs: int, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "rank"), [(192, 256, 0), (100, 192, 16), (65, 320, 3), (64, 64, 128)]
+)
+def test_dequantize(
+    kernels: ModuleType, kind: str, double: bool, outputs: int, inputs: int, rank: int
+) -> None:
     weight = quantized(outputs, inputs, kind, double)
     adapter = None
     if rank:

@@ -1,4 +1,6 @@
-"""The flat optimizer against torch's AdamW and bitsandbytes' 8-bit one, and a resumed run against an unbroken one."""
+"""The flat optimizer against torch's AdamW and bitsandbytes' 8-bit one, and a resumed run against an unbroken
+one.
+"""
 
 from __future__ import annotations
 
