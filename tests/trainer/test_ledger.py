@@ -163,6 +163,58 @@ def test_levels_of_recomputation_keep_what_their_names_say() -> None:
     assert kept_bytes(shape, "none") - kept_bytes(shape, "mlp") == 2 * 2 * 11008
 
 
+@pytest.mark.parametrize("level", ["none", "mlp", "all"])
+def test_the_fast_path_keeps_what_the_ledger_says(level: Any) -> None:
+    """Every tensor that a real layer keeps, and the buffer that its dequantized weights need, byte for byte.
+
+    In bf16 on the CPU, where attention's log-sum-exp (fp32, one a head and token) is not kept.
+    """
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from adapterhub.trainer.fast.attention import Sequences
+    from adapterhub.trainer.fast.block import Batch, Values
+    from adapterhub.trainer.fast.install import install_blocks
+    from adapterhub.trainer.model import attach_adapter
+
+    shape = llama(128, 2, 4, 320, num_key_value_heads=2)
+    config = LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=320,
+        vocab_size=64,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    for name, module in list(model.model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            linear = Linear4bit(module.in_features, module.out_features, bias=False, quant_type="nf4")
+            linear.weight.data.copy_(module.weight)
+            parent, _, child = name.rpartition(".")
+            setattr(model.model.get_submodule(parent), child, linear.to("cpu"))
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]
+    wanted = recipe(4, 32)
+    peft_model = attach_adapter(model, wanted.lora, seed=0)
+    recomputed = {"none": {}, "mlp": {"recompute_mlp": 2}, "all": {"recompute_all": 2}}[level]
+    setting = Setting(1, "adamw", "fast", **recomputed)
+    fast = install_blocks(peft_model.get_base_model(), setting, torch.bfloat16, torch.device("cpu"))
+
+    tokens, block = 32, fast.blocks[0]
+    angles = torch.randn(tokens, 32).bfloat16()
+    whole = Sequences(torch.tensor([0, tokens], dtype=torch.int32), tokens)
+    _, kept = block.forward(torch.randn(tokens, 128).bfloat16(), Batch(angles, angles, whole, None, True))
+    assert isinstance(kept, Values)
+    tensors = [value for value in vars(kept).values() if isinstance(value, torch.Tensor)]
+    tensors += [kept.attention.out] if kept.attention else []
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    log_sum_exp = 0 if level == "all" else 4 * shape.heads
+    assert sum(storages.values()) == tokens * (kept_bytes(shape, level) - log_sum_exp)
+    found = ledger(shape, wanted, GPU, setting)
+    assert part(found, "dequantized weight") == 2 * block.engine.products.buffer_elements
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length", "rank"), [(2, 64, 4), (1, 128, 16)])
 def test_saved_activations_are_what_autograd_saves(

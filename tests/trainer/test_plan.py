@@ -69,6 +69,17 @@ def test_a_65b_fits_48_gib_by_recomputing_and_paging() -> None:
     assert made.predicted_peak_bytes + made.reserve_bytes <= 48 * GIB
 
 
+def test_inputs_are_offloaded_where_that_makes_room_for_more_rows() -> None:
+    """A 65B at 2,048 tokens: rows share each weight's dequantization, and their inputs wait on the host."""
+    made = plan_for(recipe("data.max_length=2048"), shape("65b"), described_gpu(48 * GIB))
+    assert made.setting.offload
+    assert made.micro_batch >= 4
+    waiting = [line for line in made.ledger.parts if line.name == "saved inputs"]
+    assert [line.on for line in waiting] == ["host"]
+    assert made.ledger.host_bytes <= made.hardware.memory_bytes
+    assert any("host memory" in choice.value for choice in made.choices)
+
+
 @given(
     size=st.sampled_from(["7b", "65b"]),
     gib=st.integers(4, 160),

@@ -24,7 +24,13 @@ LOSS_CHUNK = 1024
 STACKED_BYTES = 256 * 2**20
 # Measured on the CPU: free blocks that the C allocator keeps between the tensors that backward needs.
 _CPU_FRAGMENTATION = 0.30
-_SHARED_INPUTS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+_SHARED_INPUTS = {
+    "q_proj": "qkv",
+    "k_proj": "qkv",
+    "v_proj": "qkv",
+    "gate_proj": "gate_up",
+    "up_proj": "gate_up",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
     yield ledger_part(
         "saved activations",
         tokens * kept_whole * none,
-        f"{tokens:,} tokens, {kept_whole} layers of {none:,} B: input, q, k, v, attention, residual, gate, up",
+        f"{tokens:,} tokens, {kept_whole} layers of {none:,} B: input, q, k, v, attention, residual, MLP",
     )
     yield ledger_part(
         "saved beside MLPs",
@@ -86,10 +92,14 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
         )
     # Backward begins at the last layer, which is one of those that keep most.
     again = 0 if kept_whole else none - mlp if setting.recompute_mlp else none - inputs
-    yield ledger_part("recomputed layer", tokens * again, "what the last layer computes again in its backward")
+    yield ledger_part(
+        "recomputed layer", tokens * again, "what the last layer computes again in its backward"
+    )
     working = tokens * _fast_working_bytes(shape, recipe)
     yield ledger_part("working set", working, f"{working // tokens:,} B a token: gradients inside one layer")
-    yield ledger_part("dequantized weight", _dequantized_bytes(shape), "of the linears that share an input, 2 B each")
+    yield ledger_part(
+        "dequantized weight", _dequantized_bytes(shape), "of the linears that share an input, 2 B each"
+    )
     chunk = min(tokens, LOSS_CHUNK)
     loss = 2 * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
     yield ledger_part(
@@ -109,7 +119,8 @@ def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
     mlp = hidden + max(intermediate + 2 * rank, 2 * hidden + 4 * rank)
     copies = queries + keys if shape.model_type == "qwen3" else 0  # of heads that are normed
     expanded = 2 * queries if keys < queries else 0  # gradients of key and value by query head
-    kernel = queries + copies + (queries + 2 * keys) + 2 * queries + expanded  # the query's gradient is summed in fp32
+    summed = 2 * queries  # the query's gradient, in fp32
+    kernel = queries + copies + (queries + 2 * keys) + summed + expanded
     joined = 2 * (queries + 2 * keys) + copies
     products = queries + 2 * keys + 2 * hidden + 6 * rank
     attention = hidden + max(kernel, joined, products) - 2 * intermediate
@@ -120,7 +131,7 @@ def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
 
 
 def _dequantized_bytes(shape: ModelShape) -> int:
-    """The buffer for weights of linears that share an input: all of them, or the largest when they are many."""
+    """The buffer for weights of linears that share an input: all of them, or the largest of many."""
     groups: dict[str, list[int]] = {}
     for linear in shape.linears:
         name = linear.path.rpartition(".")[2]
@@ -149,7 +160,9 @@ def plain_activations(
     yield ledger_part(
         "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
     )
-    yield ledger_part("loss", 14 * tokens * shape.vocab, "14 B a logit: bf16, fp32, its log-softmax and gradient")
+    yield ledger_part(
+        "loss", 14 * tokens * shape.vocab, "14 B a logit: bf16, fp32, its log-softmax and gradient"
+    )
     if not cuda:
         yield ledger_part(
             "allocator", _CPU_FRAGMENTATION * kept * layer, "free blocks between saved ones, 30 % of them"

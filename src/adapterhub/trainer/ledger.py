@@ -160,4 +160,3 @@ def _cuda_overhead(parts: list[LedgerPart]) -> list[LedgerPart]:
         ),
         _part("CUDA context", CUDA_CONTEXT_BYTES, "driver, kernels and cuBLAS workspaces; measured"),
     ]
-

@@ -225,7 +225,8 @@ def _candidates(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: 
         for optimizer in _optimizers(recipe, hardware, engine):
             for offload in (False, True) if engine == "fast" and steps[-1][0] else (False,):
                 settings = [
-                    Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0) for whole, mlp in steps
+                    Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0)
+                    for whole, mlp in steps
                 ]
                 yield settings[_first(settings, lambda s: _fits(shape, recipe, hardware, reserve, s))]
 

@@ -1,4 +1,6 @@
-"""From a transformers model with a peft adapter to blocks: which architectures the fast path knows, and how it reads them."""
+"""From a transformers model with a peft adapter to blocks: which architectures the fast path knows, and how
+it reads them.
+"""
 
 from __future__ import annotations
 

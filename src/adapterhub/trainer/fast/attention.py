@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -46,9 +47,9 @@ def attend(
 ) -> Kept:
     """Softmax(scale · q kᵀ) v within each sequence, each token seeing itself and those before it.
 
-    ``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv heads, head_dim); ``window`` tokens back at most, itself
-    included, if given. On CUDA by torch's flash attention for variable lengths, or by cuDNN's where that is faster; on
-    the CPU in float32.
+    ``q`` (T, heads, head_dim), ``k`` and ``v`` (T, kv heads, head_dim); ``window`` tokens back at most,
+    itself included, if given. On CUDA by torch's flash attention for variable lengths, or by cuDNN's where
+    that is faster; on the CPU in float32.
     """
     if not q.is_cuda:
         return Kept(_attend_plainly(q, k, v, sequences, scale, window), torch.empty(0), None)
@@ -110,7 +111,9 @@ def sequences_of(position_ids: torch.Tensor) -> Sequences:
 
 
 def _equal(q: torch.Tensor, sequences: Sequences, window: int | None) -> bool:
-    """Whether cuDNN's kernels for equally long sequences do it: on Hopper they are faster than flash attention 2."""
+    """Whether cuDNN's kernels for equally long sequences do it: on Hopper they are faster than flash
+    attention 2.
+    """
     return (
         sequences.count * sequences.longest == q.shape[0]
         and sequences.longest % _CUDNN_LENGTHS == 0
@@ -136,7 +139,7 @@ def _attend_plainly(
     groups = q.shape[1] // k.shape[1]
     bounds = sequences.starts.tolist()
     parts = []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         query = q[start:stop].float().transpose(0, 1)
         key, value = (t[start:stop].float().transpose(0, 1).repeat_interleave(groups, 0) for t in (k, v))
         back = torch.arange(stop - start)[:, None] - torch.arange(stop - start)

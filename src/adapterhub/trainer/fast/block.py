@@ -1,7 +1,8 @@
-"""One decoder layer with its backward written by hand, so that what it keeps is chosen and nothing else is kept.
+"""One decoder layer with its backward written by hand, so that what it keeps is chosen and nothing else is
+kept.
 
-The layer is the pre-norm block of LLaMA and its relatives: x + o(attention(rotate(qkv(norm(x))))), then the same with
-the gated MLP. Three levels of keeping, by layer (``ledger.kept_bytes`` counts them):
+The layer is the pre-norm block of LLaMA and its relatives: x + o(attention(rotate(qkv(norm(x))))), then the
+same with the gated MLP. Three levels of keeping, by layer (``ledger.kept_bytes`` counts them):
 
 ======  =========================================================================  ==========================
 level   kept from forward to backward                                              computed again in backward
@@ -71,7 +72,8 @@ class Engine:
 class Values:
     """A layer's intermediate values; the ones that are not kept are None.
 
-    Mutable, so that backward gives up a value's memory as soon as it has been used, whoever else holds this object.
+    Mutable, so that backward gives up a value's memory as soon as it has been used, whoever else holds this
+    object.
     """
 
     x: torch.Tensor
@@ -147,7 +149,8 @@ class Block:
     ) -> torch.Tensor | None:
         """Add the adapters' gradients; return the gradient of the input (T, h).
 
-        ``grad`` (T, h) is overwritten: it carries the gradient along the residual connection. ``values`` is used up.
+        ``grad`` (T, h) is overwritten: it carries the gradient along the residual connection. ``values`` is
+        used up.
         """
         if values.qkv is None:
             self._first_half(values, batch)
@@ -188,7 +191,9 @@ class Block:
         assert values.rstd_2 is not None
         inner = products.inner_gradient(self.down, grad)
         product = products.input_gradient(self.down, grad, inner, self._seed(batch, 3))
-        operations.gate_backward(values.gate_up, product, self.activation)  # now the product and gate_up's gradient
+        operations.gate_backward(
+            values.gate_up, product, self.activation
+        )  # now the product and gate_up's gradient
         products.adapter_gradients(self.down, product, grad, inner, self._seed(batch, 3))
         del product, inner
         normed = operations.norm_again(values.residual, norm.weight, values.rstd_2, norm.offset)
@@ -223,7 +228,9 @@ class Block:
         operations.norm_backward(grad_normed, values.x, norm.weight, values.rstd, norm.offset, grad)
         return grad
 
-    def _group_backward(self, group: Group, x: torch.Tensor, grad: torch.Tensor, seed: int | None) -> torch.Tensor:
+    def _group_backward(
+        self, group: Group, x: torch.Tensor, grad: torch.Tensor, seed: int | None
+    ) -> torch.Tensor:
         """Add the group's adapter gradients and return its input's gradient."""
         products = self.engine.products
         inner = products.inner_gradient(group, grad)
@@ -240,7 +247,9 @@ class Block:
         return q, k, v
 
     def _queries(self, qkv: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What attention takes: views of rotated ``qkv``, or normed and rotated copies where heads are normed."""
+        """What attention takes: views of rotated ``qkv``, or normed and rotated copies where heads are
+        normed.
+        """
         q, k, v = self._split(qkv)
         if self.head_norms is None:
             return q, k, v
@@ -285,11 +294,15 @@ class Block:
 
 
 class LayerFunction(torch.autograd.Function):
-    """A block in autograd's graph. Adapter gradients are added to their buffer; autograd sees only the input's."""
+    """A block in autograd's graph. Adapter gradients are added to their buffer; autograd sees only the
+    input's.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, anchor: torch.Tensor, block: Block, batch: Batch) -> torch.Tensor:
-        """``anchor`` is any tensor that requires a gradient: it makes backward run though the embeddings are frozen."""
+        """``anchor`` is any tensor that requires a gradient: it makes backward run though the embeddings are
+        frozen.
+        """
         with torch.autocast(x.device.type, enabled=False):
             out, kept = block.forward(x, batch)
         if batch.backward:

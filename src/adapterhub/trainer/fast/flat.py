@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 # Elements copied from the host at once.
 _COPIED = 64 * 2**20
 
@@ -17,7 +16,9 @@ class FlatAdapters:
     """Weights, compute copies and gradients of every adapter, each kind in one buffer of n elements."""
 
     master: torch.nn.Parameter
-    """float32 (n), on the device or, paged, in pinned host memory. The adapter modules' parameters are views of it."""
+    """float32 (n), on the device or, paged, in pinned host memory. The adapter modules' parameters are views
+    of it.
+    """
     compute: torch.Tensor
     """(n) in the compute dtype, on the device: what products use."""
     gradient: torch.Tensor
@@ -41,7 +42,9 @@ class FlatAdapters:
     def refresh(self) -> None:
         """Copy the weights to the compute copies; after a step, and after weights were loaded."""
         with torch.no_grad():
-            for start in range(0, self.master.numel(), _COPIED):  # a paged copy needs its float32 on the device
+            for start in range(
+                0, self.master.numel(), _COPIED
+            ):  # a paged copy needs its float32 on the device
                 rows = slice(start, start + _COPIED)
                 self.compute[rows].copy_(self.master[rows].to(self.compute.device, non_blocking=True))
 
@@ -51,8 +54,8 @@ def flatten(
 ) -> FlatAdapters:
     """Move ``parameters`` into one buffer, in order; they become views of it, values unchanged.
 
-    ``paged``: the float32 weights lie in pinned host memory. Each parameter begins at a multiple of 8 elements, so
-    that its compute copy is aligned to 16 bytes.
+    ``paged``: the float32 weights lie in pinned host memory. Each parameter begins at a multiple of 8
+    elements, so that its compute copy is aligned to 16 bytes.
     """
     views, at = {}, 0
     for parameter in parameters:

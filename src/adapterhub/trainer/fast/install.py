@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class FastPath:
-    """The fast path of one model. ``model(**batch, labels=…)`` goes through it; without labels, the model's own way."""
+    """The fast path of one model. ``model(**batch, labels=…)`` goes through it; without labels, the model's
+    own way.
+    """
 
     def __init__(self, causal: Any, flat: FlatAdapters, blocks: list[Block], engine: Engine) -> None:
         self.flat = flat
@@ -54,8 +56,8 @@ class FastPath:
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:
         """Add to a collated batch, still on the CPU, where its sequences begin.
 
-        ``sequence_starts`` int32 (sequences + 1) and ``longest_sequence``, an int: so no kernel launch waits for the
-        device to say it.
+        ``sequence_starts`` int32 (sequences + 1) and ``longest_sequence``, an int: so no kernel launch waits
+        for the device to say it.
         """
         sequences = sequences_of(batch["position_ids"])
         return {**batch, "sequence_starts": sequences.starts, "longest_sequence": sequences.longest}
@@ -123,9 +125,10 @@ class FastPath:
 def install_fast_path(model: PeftModel, recipe: Recipe, plan: Plan) -> FastPath:
     """Train ``model`` (4-bit base, LoRA by peft) through the fast path from now on, as ``plan`` says.
 
-    The adapter's parameters become views of one float32 buffer, so that saving and loading work as before; the optimizer
-    must be ``FastPath.optimizer``, and batches must have gone through ``FastPath.prepare``. Raises TrainingError when
-    the model or the adapter needs what the fast path does not have (``plan`` chooses the plain engine for those).
+    The adapter's parameters become views of one float32 buffer, so that saving and loading work as before;
+    the optimizer must be ``FastPath.optimizer``, and batches must have gone through ``FastPath.prepare``.
+    Raises TrainingError when the model or the adapter needs what the fast path does not have (``plan``
+    chooses the plain engine for those).
     """
     causal = model.get_base_model()
     device, dtype = next(causal.parameters()).device, _compute_dtype(recipe)

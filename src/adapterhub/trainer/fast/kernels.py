@@ -1,8 +1,8 @@
 """The fast path's elementwise operations as Triton kernels: same functions, same results as ``reference``.
 
-Only imported on CUDA. The weights are frozen, so no kernel computes a weight's gradient; gate and up lie side by side as
-their product left them; and the 4-bit weight takes its adapter in before it is rounded. General kernel libraries do
-none of the three.
+Only imported on CUDA. The weights are frozen, so no kernel computes a weight's gradient; gate and up lie side
+by side as their product left them; and the 4-bit weight takes its adapter in before it is rounded. General
+kernel libraries do none of the three.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,11 +16,10 @@ from adapterhub.trainer.fast.reference import Activation
 from adapterhub.trainer.fast.weights import Adapter, FrozenWeight
 
 
-
 @triton.jit
 def _dequantize_kernel(
-    codes, table, scales, scale_table, scale_scales, scale_offset, a, b, out, outputs, inputs, out_stride, rank,
-    adapter_scale,
+    codes, table, scales, scale_table, scale_scales, scale_offset, a, b, out,
+    outputs, inputs, out_stride, rank, adapter_scale,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
     NESTED: tl.constexpr, ADAPTED: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +53,9 @@ def _dequantize_kernel(
     if ADAPTED:
         ranks = tl.arange(0, RANK)
         left = tl.load(
-            b + row[:, None] * rank + ranks[None, :], mask=row_in[:, None] & (ranks[None, :] < rank), other=0.0
+            b + row[:, None] * rank + ranks[None, :],
+            mask=row_in[:, None] & (ranks[None, :] < rank),
+            other=0.0,
         )
         right = tl.load(
             a + ranks[:, None] * inputs + columns[None, :],
@@ -62,7 +63,11 @@ def _dequantize_kernel(
             other=0.0,
         )
         values += adapter_scale * tl.dot(left, right, input_precision="ieee")
-    tl.store(out + row[:, None].to(tl.int64) * out_stride + columns[None, :], values.to(out.dtype.element_ty), mask=inside)
+    tl.store(
+        out + row[:, None].to(tl.int64) * out_stride + columns[None, :],
+        values.to(out.dtype.element_ty),
+        mask=inside,
+    )
 
 
 def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None) -> None:
@@ -84,7 +89,8 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
         weight.scale_offset if nested else unused,
         adapter.a if adapter is not None else out, adapter.b if adapter is not None else out, out,
         weight.outputs, weight.inputs, out.stride(0), rank, adapter.scale if adapter is not None else 0.0,
-        BLOCK=weight.block_size, ROWS=rows, COLUMNS=columns, RANK=padded, NESTED=nested, ADAPTED=adapter is not None,
+        BLOCK=weight.block_size, ROWS=rows, COLUMNS=columns, RANK=padded,
+        NESTED=nested, ADAPTED=adapter is not None,
         num_warps=4 if padded <= 64 else 8, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -159,7 +165,12 @@ def norm_again(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset
 
 
 def norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, into: torch.Tensor
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    offset: float,
+    into: torch.Tensor,
 ) -> None:
     """See ``reference.norm_backward``."""
     rows, width = x.shape
@@ -170,7 +181,14 @@ def norm_backward(
 
 
 def _launch_norm(
-    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, rstd: torch.Tensor, eps: float, offset: float, *, given: bool
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+    offset: float,
+    *,
+    given: bool,
 ) -> None:
     rows, width = x.shape
     wide = triton.next_power_of_2(width)
@@ -219,7 +237,8 @@ def rotate(
     half = cos.shape[-1] // 2
     rest = head_dim - 2 * half
     _rotate_kernel[(tokens,)](
-        x, cos, sin, out, x.stride(0), x.stride(1), out.stride(0), out.stride(1), heads, head_dim, half, cos.stride(0),
+        x, cos, sin, out, x.stride(0), x.stride(1), out.stride(0), out.stride(1),
+        heads, head_dim, half, cos.stride(0),
         HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(half),
         REST=triton.next_power_of_2(rest) if rest else 0, BACKWARD=backward, num_warps=4,
     )  # fmt: skip
@@ -237,7 +256,9 @@ def _activated(gate, SILU: tl.constexpr):
         inner = 0.7978845608028654 * (gate + cubic)
         tanh = 2 * tl.sigmoid(2 * inner) - 1
         value = 0.5 * gate * (1 + tanh)
-        slope = 0.5 * (1 + tanh) + 0.5 * gate * (1 - tanh * tanh) * 0.7978845608028654 * (1 + 3 * 0.044715 * gate * gate)
+        slope = 0.5 * (1 + tanh) + 0.5 * gate * (1 - tanh * tanh) * 0.7978845608028654 * (
+            1 + 3 * 0.044715 * gate * gate
+        )
     return value, slope
 
 
@@ -257,7 +278,11 @@ def _gate_backward_kernel(gate_up, grad, width, SILU: tl.constexpr, SIZE: tl.con
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     inside = at < width
-    gate_at, up_at, grad_at = gate_up + row * 2 * width + at, gate_up + row * 2 * width + width + at, grad + row * width + at
+    gate_at, up_at, grad_at = (
+        gate_up + row * 2 * width + at,
+        gate_up + row * 2 * width + width + at,
+        grad + row * width + at,
+    )
     gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(up_at, mask=inside, other=0.0).to(tl.float32)
     change = tl.load(grad_at, mask=inside, other=0.0).to(tl.float32)
@@ -271,7 +296,9 @@ def gate_forward(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
     """See ``reference.gate_forward``."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     product = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
-    _gate_kernel[(rows, triton.cdiv(width, 1024))](gate_up, product, width, SILU=activation == "silu", SIZE=1024)
+    _gate_kernel[(rows, triton.cdiv(width, 1024))](
+        gate_up, product, width, SILU=activation == "silu", SIZE=1024
+    )
     return product
 
 
@@ -284,8 +311,12 @@ def gate_backward(gate_up: torch.Tensor, grad: torch.Tensor, activation: Activat
 
 
 @triton.jit
-def _cross_entropy_kernel(logits, labels, losses, ignored, WIDTH: tl.constexpr, SIZE: tl.constexpr, GRADIENT: tl.constexpr):
-    """One row, twice over: the log-sum-exp in one pass (Milakov and Gimelshein 2018), then the gradient in place."""
+def _cross_entropy_kernel(
+    logits, labels, losses, ignored, WIDTH: tl.constexpr, SIZE: tl.constexpr, GRADIENT: tl.constexpr
+):
+    """One row, twice over: the log-sum-exp in one pass (Milakov and Gimelshein 2018), then the gradient in
+    place.
+    """
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     counts = tl.where(label == ignored, 0.0, 1.0)

@@ -38,9 +38,9 @@ class NormFunction(torch.autograd.Function):
 class LossFunction(torch.autograd.Function):
     """Cross-entropy of a linear head, summed over tokens.
 
-    The gradient of the hidden states is formed in forward while each chunk's logits are there, and scaled in backward:
-    the head is frozen, so nothing else is needed (as Liger's fused linear cross-entropy does it, but without its
-    device-to-host transfer).
+    The gradient of the hidden states is formed in forward while each chunk's logits are there, and scaled in
+    backward: the head is frozen, so nothing else is needed (as Liger's fused linear cross-entropy does it,
+    but without its device-to-host transfer).
     """
 
     @staticmethod
@@ -52,7 +52,9 @@ class LossFunction(torch.autograd.Function):
         softcap: float | None,
         operations: ModuleType,
     ) -> torch.Tensor:
-        """``hidden`` (T, h), ``head`` (V, h), ``labels`` (T) int64, ``IGNORED`` where there is no loss -> float32 ()."""
+        """``hidden`` (T, h), ``head`` (V, h), ``labels`` (T) int64, ``IGNORED`` where there is no loss ->
+        float32 ().
+        """
         tokens = hidden.shape[0]
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
         needed = ctx.needs_input_grad[0]

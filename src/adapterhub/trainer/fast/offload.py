@@ -23,8 +23,8 @@ class _Slot:
 class Offloader:
     """Copies on a stream of its own.
 
-    Memory is deterministic: a tensor's device memory is given up only after the compute stream has been told to wait
-    for its copy, never by the allocator's polling. A value is fetched one layer ahead of its use.
+    Memory is deterministic: a tensor's device memory is given up only after the compute stream has been told
+    to wait for its copy, never by the allocator's polling. A value is fetched one layer ahead of its use.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,7 +66,9 @@ class Offloader:
                 self._leaving.remove(index)  # its device memory never left
             return
         slot.device = torch.empty_like(slot.host, device=self._device)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # the memory taken may be in use there
+        self._stream.wait_stream(
+            torch.cuda.current_stream(self._device)
+        )  # the memory taken may be in use there
         with torch.cuda.stream(self._stream):
             slot.device.copy_(slot.host, non_blocking=True)
             slot.done.record(self._stream)

@@ -1,4 +1,6 @@
-"""AdamW over the flat adapter buffer: one launch a step on the device, or chunk by chunk when the state is paged."""
+"""AdamW over the flat adapter buffer: one launch a step on the device, or chunk by chunk when the state is
+paged.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ _BLOCK = 256  # weights that share a scale in bitsandbytes' 8-bit optimizers
 
 
 class FlatAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019) over ``FlatAdapters``, with gradient clipping by norm inside the step.
+    """AdamW (Loshchilov and Hutter 2019) over ``FlatAdapters``, with clipping by norm in the step.
 
-    The norm and the clipping factor stay on the device: a step causes no device-to-host transfer. After the step the
-    compute copies are refreshed and the gradient is cleared. ``grad_norm`` holds the norm before clipping, ().
+    The norm and the clipping factor stay on the device: a step causes no device-to-host transfer. After the
+    step the compute copies are refreshed and the gradient is cleared. ``grad_norm`` holds the norm before
+    clipping, ().
 
-    With ``bits`` 8 the moments are kept in 8 bits by blocks of 256 (Dettmers et al. 2022, bitsandbytes). When the
-    master weights are paged (QLoRA section 3), so are the moments: they pass through the device chunk by chunk, two at
-    once, and the step ends with the host waiting for the last copy.
+    With ``bits`` 8 the moments are kept in 8 bits by blocks of 256 (Dettmers et al. 2022, bitsandbytes). When
+    the master weights are paged (QLoRA section 3), so are the moments: they pass through the device chunk by
+    chunk, two at once, and the step ends with the host waiting for the last copy.
     """
 
     def __init__(
@@ -112,8 +115,8 @@ class FlatAdamW(torch.optim.Optimizer):
         on_device = torch.full((), float(step), device=weights.device)
         torch._fused_adamw_(
             [weights], [gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [on_device],
-            lr=float(group["lr"]), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
-            amsgrad=False, maximize=False,
+            lr=float(group["lr"]), beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"],
+            eps=group["eps"], amsgrad=False, maximize=False,
         )  # fmt: skip
 
     def _initialized(self) -> dict[str, torch.Tensor]:
@@ -157,7 +160,9 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _part(state: dict[str, torch.Tensor], name: str, rows: slice) -> torch.Tensor:
-    """The elements of a state tensor that belong to ``rows`` of the weights: as many, or one for each block of them."""
+    """The elements of a state tensor that belong to ``rows`` of the weights: as many, or one for each block
+    of them.
+    """
     if name.startswith("scale"):
         return state[name][rows.start // _BLOCK : -(-rows.stop // _BLOCK)]
     return state[name][rows]

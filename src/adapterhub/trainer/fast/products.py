@@ -1,11 +1,11 @@
 """Products with frozen 4-bit weights and the adapters on them, forward and backward, by hand.
 
-Without dropout the adapter is folded into the dequantized weight: ``W' = W + scale · B A`` is formed in float32 and
-rounded to the compute dtype once, as W alone would be. That makes y = x W'ᵀ and dx = dy W' one product each, so none of
-the thin products that LoRA adds to forward and to the input's gradient remain. The adapter's own gradients are
-dB = scale · dyᵀ (x Aᵀ) and dA = scale · (dy B)ᵀ x (Hu et al. 2021, by the chain rule), summed in float32.
-With dropout the adapter sees another input than the base, so its products are formed apart; the mask is drawn again in
-backward from the same seed instead of being kept.
+Without dropout the adapter is folded into the dequantized weight: ``W' = W + scale · B A`` is formed in
+float32 and rounded to the compute dtype once, as W alone would be. That makes y = x W'ᵀ and dx = dy W' one
+product each, so none of the thin products that LoRA adds to forward and to the input's gradient remain. The
+adapter's own gradients are dB = scale · dyᵀ (x Aᵀ) and dA = scale · (dy B)ᵀ x (Hu et al. 2021, by the chain
+rule), summed in float32. With dropout the adapter sees another input than the base, so its products are
+formed apart; the mask is drawn again in backward from the same seed instead of being kept.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ class Products:
         self._buffer = torch.empty(0, dtype=dtype, device=device)
 
     def reserve(self, group: Group) -> None:
-        """Make the buffer large enough for ``group``; call before training, so that a step allocates nothing."""
+        """Make the buffer large enough for ``group``; before training, so that a step allocates nothing."""
         if group.buffer_elements > self._buffer.numel():
             self._buffer = torch.empty(group.buffer_elements, dtype=self._dtype, device=self._device)
+
+    @property
+    def buffer_elements(self) -> int:
+        """Elements of the buffer, all groups that were reserved for considered."""
+        return self._buffer.numel()
 
     def forward(
         self, group: Group, x: torch.Tensor, seed: int | None, residual: torch.Tensor | None = None
@@ -57,7 +62,9 @@ class Products:
         return y
 
     def inner_gradient(self, group: Group, grad: torch.Tensor) -> torch.Tensor | None:
-        """``scale · grad B`` of all adapters side by side (T, sum of ranks), given the output's gradient (T, outputs)."""
+        """``scale · grad B`` of all adapters side by side (T, sum of ranks), given the output's gradient (T,
+        outputs).
+        """
         if not group.adapters:
             return None
         ranks = sum(adapter.a.shape[0] for adapter in group.adapters)
@@ -68,8 +75,12 @@ class Products:
             )
         return inner
 
-    def input_gradient(self, group: Group, grad: torch.Tensor, inner: torch.Tensor | None, seed: int | None) -> torch.Tensor:
-        """The gradient of the input (T, inputs), given the output's (T, outputs) and ``inner_gradient`` of it."""
+    def input_gradient(
+        self, group: Group, grad: torch.Tensor, inner: torch.Tensor | None, seed: int | None
+    ) -> torch.Tensor:
+        """The gradient of the input (T, inputs), given the output's (T, outputs) and ``inner_gradient`` of
+        it.
+        """
         if group.stacked:
             grad_x = torch.mm(grad, self._dequantize(group, group.linears, seed))
         else:

@@ -1,7 +1,8 @@
-"""The fast path's elementwise operations in plain torch: what runs on the CPU, and what the kernels are held to.
+"""The fast path's elementwise operations in plain torch: what runs on the CPU, and what the kernels are held
+to.
 
-``kernels`` has the same functions in Triton. Shapes: T tokens, h features; all tensors are contiguous but where a
-stride is spoken of. Arithmetic inside is float32, results have the input's dtype.
+``kernels`` has the same functions in Triton. Shapes: T tokens, h features; all tensors are contiguous but
+where a stride is spoken of. Arithmetic inside is float32, results have the input's dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Activation = Literal["silu", "gelu_tanh"]
 
 
 def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None) -> None:
-    """Write the weight, plus ``scale · b @ a`` of ``adapter`` if given, to ``out`` (outputs, inputs), rounded once."""
+    """Write the weight, plus ``scale · b @ a`` of ``adapter`` if given, to ``out`` (outputs, inputs), rounded
+    once.
+    """
     from bitsandbytes.functional import dequantize_blockwise
 
     scales = weight.scales
@@ -34,7 +37,9 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
 def norm_forward(
     x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of the rows of ``x`` (T, h): (y, 1/rms as float32 (T)). ``offset`` is added to the weight (Gemma: 1)."""
+    """RMSNorm of the rows of ``x`` (T, h): (y, 1/rms as float32 (T)). ``offset`` is added to the weight
+    (Gemma: 1).
+    """
     wide = x.float()
     rstd = torch.rsqrt(wide.pow(2).mean(-1) + eps)
     return _scale_normed(wide, weight, rstd, offset, x.dtype), rstd
@@ -46,7 +51,12 @@ def norm_again(x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset
 
 
 def norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, offset: float, into: torch.Tensor
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
+    offset: float,
+    into: torch.Tensor,
 ) -> None:
     """Add the gradient with respect to ``x`` to ``into`` (T, h), given the gradient of the normed rows."""
     normed = x.float() * rstd[:, None]
@@ -58,10 +68,12 @@ def norm_backward(
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor, *, backward: bool = False
 ) -> None:
-    """Rotary position embedding of ``x`` (T, heads, head_dim) into ``out``, which may be ``x``; either may be strided.
+    """Rotary position embedding of ``x`` (T, heads, head_dim) into ``out``, which may be ``x``; either may be
+    strided.
 
-    ``cos`` and ``sin`` are (T, d) with d at most head_dim, each half the same (Su et al. 2021, in transformers'
-    half-split form); features from d on are copied. ``backward`` rotates the other way, which is the gradient.
+    ``cos`` and ``sin`` are (T, d) with d at most head_dim, each half the same (Su et al. 2021, in
+    transformers' half-split form); features from d on are copied. ``backward`` rotates the other way, which
+    is the gradient.
     """
     width = cos.shape[-1]
     turned, rest = x[..., :width].float(), x[..., width:].clone()
@@ -78,7 +90,9 @@ def gate_forward(gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def gate_backward(gate_up: torch.Tensor, grad: torch.Tensor, activation: Activation) -> None:
-    """In place: ``grad`` (T, i), the gradient of the product, becomes the product; ``gate_up`` becomes its gradient."""
+    """In place: ``grad`` (T, i), the gradient of the product, becomes the product; ``gate_up`` becomes its
+    gradient.
+    """
     with torch.enable_grad():
         halves = gate_up.float().detach().requires_grad_()
         gate, up = halves.chunk(2, dim=-1)

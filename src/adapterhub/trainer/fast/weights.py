@@ -15,8 +15,8 @@ from adapterhub.trainer.activations import STACKED_BYTES
 class FrozenWeight:
     """A linear weight of shape (outputs, inputs) in bitsandbytes' 4-bit blocks.
 
-    Element e of the flattened weight is the high nibble of byte e/2 for even e, the low one for odd; it stands for
-    ``table[nibble] · scale[e / block_size]`` (QLoRA section 3). Doubly quantized scales are
+    Element e of the flattened weight is the high nibble of byte e/2 for even e, the low one for odd; it
+    stands for ``table[nibble] · scale[e / block_size]`` (QLoRA section 3). Doubly quantized scales are
     ``scale_table[scales[b]] · scale_scales[b / 256] + scale_offset``.
     """
 
@@ -86,7 +86,9 @@ class Group:
         self.a = _side_by_side([adapter.a for adapter in self.adapters])
         self.grad_a = _side_by_side([adapter.grad_a for adapter in self.adapters])
         biases = [linear.bias for linear in linears]
-        self.bias = torch.cat([b for b in biases if b is not None]) if all(b is not None for b in biases) else None
+        self.bias = (
+            torch.cat([b for b in biases if b is not None]) if all(b is not None for b in biases) else None
+        )
         if self.bias is None and any(b is not None for b in biases):
             raise ValueError("some linears of a group have a bias and some have none")
 
