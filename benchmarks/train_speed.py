@@ -165,6 +165,13 @@ def show(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         if "failed" in line:
             print(f"{line['stack']:8} {line['failed']}: {line.get('message', '')[:80]} {setting}")
             continue
+        for name, ms, launches in line.get("profile", {}).get("kernels", [])[:25]:
+            print(f"  {ms:9.2f} ms {launches:5} × {name}")
+        if "profile" in line:
+            print(
+                "  "
+                + ", ".join(f"{key} {line['profile'][key]}" for key in ("wall_ms", "launch_ms", "device_ms"))
+            )
         speed = line["tokens_per_second"]
         best[line["stack"]] = max(speed, best.get(line["stack"], 0.0))
         peak = (line["peak_reserved_bytes"] + line["context_bytes"]) / 2**30

@@ -232,6 +232,17 @@ def test_without_the_fast_path_the_model_is_pefts_again(quantized_model: Make, p
     assert all(p.untyped_storage().nbytes() == p.nbytes for p in trained(model).values())
 
 
+def test_a_model_that_was_moved_is_not_trained_on_stale_weights(
+    quantized_model: Make, packed_batch: Make
+) -> None:
+    model = quantized_model("llama")
+    install(model)
+    for parameter in trained(model).values():
+        parameter.data = parameter.data.double()
+    with pytest.raises(TrainingError, match="moved"):
+        model(**FastPath.prepare(packed_batch()))
+
+
 def made_plan(recipe: Recipe) -> Plan:
     shape = shape_of(
         {

@@ -23,8 +23,18 @@ class FlatAdapters:
     """(n) in the compute dtype, on the device: what products use."""
     gradient: torch.Tensor
     """float32 (n), on the device: backward adds to it, the optimizer's step clears it."""
+    parameters: tuple[torch.nn.Parameter, ...]
+    """The adapter modules', in the order of the buffer."""
     views: dict[int, slice]
-    """By ``id`` of each module's parameter: its place."""
+    """By ``id`` of each of them: its place."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody gave the adapter modules other memory, as ``Module.to`` does."""
+        return any(
+            parameter.untyped_storage().data_ptr() != self.master.untyped_storage().data_ptr()
+            for parameter in (self.parameters[0], self.parameters[-1])
+        )
 
     @property
     def paged(self) -> bool:
@@ -74,6 +84,7 @@ def flatten(
         master=torch.nn.Parameter(buffer),
         compute=torch.empty(at, dtype=dtype, device=device),
         gradient=torch.zeros(at, dtype=torch.float32, device=device),
+        parameters=tuple(parameters),
         views=views,
     )
     flat.refresh()

@@ -94,6 +94,11 @@ class FastPath:
         if labels is None or input_ids is None:
             self._check_plain()
             return self._plain(input_ids=input_ids, labels=labels, position_ids=position_ids, **others)
+        if self.flat.moved:
+            raise TrainingError(
+                "the model was moved to another device or dtype after the fast path was installed",
+                "move it before, or call FastPath.remove()",
+            )
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if sequence_starts is None or longest_sequence is None:
@@ -111,7 +116,7 @@ class FastPath:
     def remove(self) -> None:
         """Give the model its own forward back; its adapter weights become tensors on its device again."""
         self._causal.forward = self._plain
-        for parameter in adapt.adapter_parameters(self._causal.model.layers):
+        for parameter in self.flat.parameters:
             parameter.data = parameter.data.to(self.flat.gradient.device, copy=True)
 
     def _check_plain(self) -> None:

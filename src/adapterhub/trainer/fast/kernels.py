@@ -91,7 +91,7 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
         weight.outputs, weight.inputs, out.stride(0), rank, adapter.scale if adapter is not None else 0.0,
         BLOCK=weight.block_size, ROWS=rows, COLUMNS=columns, RANK=padded,
         NESTED=nested, ADAPTED=adapter is not None,
-        num_warps=4 if padded <= 64 else 8, enable_fp_fusion=False,
+        num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
 
 
