@@ -206,6 +206,8 @@ def report(demo: Demo, seconds: float, record: Path | None) -> None:
     curve = json.loads((release.path / "evidence/curve.json").read_bytes())
     by_metric = {score["metric"]: score for score in scores}
     table = Table(title="What was made", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("release", f"{release.manifest.name} {release.manifest.version} in {release.path}")
     table.add_row("digest", release.digest)
     exact, loss = by_metric["exact_match"], by_metric["loss"]
@@ -220,7 +222,9 @@ def report(demo: Demo, seconds: float, record: Path | None) -> None:
     table.add_row("open the card", f"file://{release.path / 'card.html'}")
     times = ", ".join(f"{step} {took:.0f} s" for step, took in demo.seconds.items())
     table.add_row("time", f"{seconds:.0f} s: {times}")
-    Console(soft_wrap=True).print("\n", table)
+    console = Console()
+    console.print()
+    console.print(table)
     if record:
         write_record(record, demo, release.digest, seconds, curve, by_metric)
     if demo.base is None and not (exact["base"] <= MOST_FOR_BASE and exact["adapter"] >= LEAST_FOR_ADAPTER):
