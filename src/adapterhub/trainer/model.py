@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
+# On import bitsandbytes advises a kernel that has no backward, so training could not use it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in ``folder``, with a pad token. Raises ReleaseError when none can be read."""
@@ -123,10 +126,9 @@ def keep_codes_for_training(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' bar out of logs, and bitsandbytes' advice on a kernel that training cannot use."""
+    """Keep transformers' bar out of logs."""
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     shown = transformers_logging.is_progress_bar_enabled()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
