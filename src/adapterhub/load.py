@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -154,7 +155,9 @@ def _attach(model: PreTrainedModel, folder: Path) -> Any:
         folder
     )  # refuses pickles, and factors that their configuration does not describe, in our words
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers by an old name
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, KeyError) as err:
         first = (str(err).strip() or type(err).__name__).splitlines()[0][:200]
         raise ReleaseError(
