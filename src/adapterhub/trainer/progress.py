@@ -42,12 +42,10 @@ class LiveProgress:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} tok/s  {task.fields[left]} left"),
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
             console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("train", total=None, loss="…", rate="…", left="…")
+        )  # fmt: skip
+        self._task = self._progress.add_task("loading", total=None, state="")
         self._progress.start()
         return self
 
@@ -61,9 +59,8 @@ class LiveProgress:
             self._task,
             completed=done,
             total=total,
-            loss=f"{loss:.4f}",
-            rate=f"{tokens_per_second:,.0f}",
-            left=duration(seconds_left),
+            description=f"step {done}/{total}",
+            state=f"loss {loss:.4f}  {tokens_per_second:,.0f} tok/s  {duration(seconds_left)} left",
         )
 
     def held_out(self, step: int, loss: float) -> None:
