@@ -45,7 +45,7 @@ class LiveProgress:
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
             console=Console(stderr=True),
         )  # fmt: skip
-        self._task = self._progress.add_task("loading", total=None, state="")
+        self._task = self._progress.add_task("starting", total=None, state="")
         self._progress.start()
         return self
 

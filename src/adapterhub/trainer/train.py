@@ -125,7 +125,7 @@ def train(
     held_out = pack(encoded["test"][1], length, seed=seed, packing=packing) if "test" in encoded else []
     say(f"{len(encoded['train'][1])} examples in {len(rows)} rows of at most {length} tokens")
     run = _Run(recipe, base, tokenizer, rows, held_out, out, hardware, progress)
-    with _no_space_in_words(), progress:
+    with _no_space_in_words():
         trainer, final_plan, misses = _train_until_it_fits(run, plan, checkpoint, say)
     ledger = measured_ledger(final_plan, hardware, misses)
     curve = training_curve(trainer.state.log_history, trainer.state.global_step, hardware)
@@ -185,7 +185,8 @@ def _train_until_it_fits(
         trainer = _build(run, current)
         _check_disk(run.out, trainer.peft_model)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with run.progress:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer, current, misses
         except torch.OutOfMemoryError as err:
             step = trainer.state.global_step
