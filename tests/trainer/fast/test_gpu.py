@@ -201,7 +201,7 @@ def test_a_step_waits_for_nothing_and_trains(
         try:
             loss = model(**batch).loss
             loss.backward()
-            if optimizer != "adamw":  # the host may read paged weights after a step, so the step waits for them
+            if optimizer != "adamw":  # its step waits: the host may read paged weights after it
                 torch.cuda.set_sync_debug_mode("default")
             steps.step()
         finally:
