@@ -379,3 +379,21 @@ def test_out_of_memory_with_nothing_left_to_give_is_said(
     assert code == 6
     assert "does not fit" in stderr
     assert "Traceback" not in stderr
+
+
+def test_a_base_that_bitsandbytes_gets_wrong_on_the_cpu_is_refused(
+    run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    """Rows of 96 weights end inside a block of 64; in 16 bits the same base can be trained."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    odd = tmp_path / "odd"
+    config = LlamaConfig.from_pretrained(tiny_base)
+    config.intermediate_size = 96
+    LlamaForCausalLM(config).save_pretrained(odd)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(odd)
+    code, _, stderr = run_cli("train", recipe, "--out", tmp_path / "out", "--set", f"base={odd}")
+    assert code == 3
+    assert "down_proj has 96 inputs" in stderr
+    arguments = ("--set", f"base={odd}", "--set", "quantization=null")
+    assert run_cli("train", recipe, "--out", tmp_path / "plain", *arguments)[0] == 0

@@ -73,8 +73,23 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
             f"{folder} is not a checkpoint that transformers can load: {_first_line(err)}",
             "name a folder that holds config.json and *.safetensors of a causal language model",
         ) from err
+    if device == "cpu" and quantization is not None:
+        _check_rows_are_whole_blocks(model, quantization)
     model.requires_grad_(False)
     return model
+
+
+def _check_rows_are_whole_blocks(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Refuse what bitsandbytes 0.50 dequantizes wrongly on the CPU: rows that end inside a block of scales."""
+    import bitsandbytes
+
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % quantization.block_size:
+            raise ReleaseError(
+                f"{name} has {module.in_features} inputs, no multiple of {quantization.block_size}: bitsandbytes "
+                "computes wrong 4-bit products for it on the CPU",
+                "use a CUDA device, or set quantization to null",
+            )
 
 
 def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> PeftModel:
