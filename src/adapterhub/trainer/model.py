@@ -80,14 +80,14 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
 
 
 def _check_rows_are_whole_blocks(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Refuse what bitsandbytes 0.50 dequantizes wrongly on the CPU: rows that end inside a block of scales."""
+    """Refuse what bitsandbytes 0.50 dequantizes wrongly on the CPU: rows that end inside a block."""
     import bitsandbytes
 
     for name, module in model.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % quantization.block_size:
             raise ReleaseError(
-                f"{name} has {module.in_features} inputs, no multiple of {quantization.block_size}: bitsandbytes "
-                "computes wrong 4-bit products for it on the CPU",
+                f"{name} has {module.in_features} inputs, no multiple of {quantization.block_size}: "
+                "bitsandbytes computes wrong 4-bit products for it on the CPU",
                 "use a CUDA device, or set quantization to null",
             )
 
