@@ -85,17 +85,25 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
         f"{tokens:,} tokens, {setting.recompute_all} layers of {inputs:,} B",
         on="host" if setting.offload else "device",
     )
+    # Backward begins at the last layer, which is one of those that keep most.
+    last_recomputed = not kept_whole and not setting.recompute_mlp
+    again = 0 if kept_whole else none - inputs if last_recomputed else none - mlp
+    working = tokens * _fast_working_bytes(shape, recipe)
     if setting.offload:
         moving = min(2, setting.recompute_all)
         yield ledger_part(
             "offload buffers", moving * tokens * inputs, f"{moving} layers' inputs on their way to and fro"
         )
-    # Backward begins at the last layer, which is one of those that keep most.
-    again = 0 if kept_whole else none - mlp if setting.recompute_mlp else none - inputs
+        # Forward holds the embeddings and the layer's output too, and its input where that is not kept.
+        held = (3 if last_recomputed else 2) * inputs + 2 * shape.intermediate
+        yield ledger_part(
+            "offloading forward",
+            max(0, tokens * held - working),
+            "beyond the working set: embeddings, gated product, the last layer's input and output",
+        )
     yield ledger_part(
         "recomputed layer", tokens * again, "what the last layer computes again in its backward"
     )
-    working = tokens * _fast_working_bytes(shape, recipe)
     yield ledger_part("working set", working, f"{working // tokens:,} B a token: gradients inside one layer")
     yield ledger_part(
         "dequantized weight", _dequantized_bytes(shape), "of the linears that share an input, 2 B each"
@@ -104,8 +112,9 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
     loss = 2 * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
     yield ledger_part(
         "loss",
-        max(0, loss - working),
-        f"beyond the working set: logits of {chunk:,} tokens twice, last hidden state, its norm and gradient",
+        max(0, loss - working - tokens * again),
+        f"beyond what backward takes later: logits of {chunk:,} tokens twice, last hidden state, its norm "
+        "and gradient",
     )
 
 
