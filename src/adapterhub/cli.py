@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "adapterhub.commands.signing",
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
+    "fidelity": "adapterhub.commands.fidelity",
     "push": "adapterhub.commands.sync",
     "pull": "adapterhub.commands.sync",
     "hub": "adapterhub.commands.server",

@@ -94,7 +94,7 @@ def load_release(
         raise ReleaseError(
             f"{release.path} is a {manifest.kind} release, not a model", "name an adapter release"
         )
-    device = device or _default_device()
+    device = device or default_device()
     tokenizer = load_tokenizer(release.path)
     if manifest.kind == "adapter":
         folder = find_base(manifest.base, base, endpoint=endpoint, token=token, any_base=any_base)
@@ -175,7 +175,7 @@ def _stop_at(model: Any, end_token: int) -> None:
         settings.pad_token_id = end_token
 
 
-def _default_device() -> Device:
+def default_device() -> Device:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,6 +14,7 @@ LEDGER = "evidence/ledger.json"
 CURVE = "evidence/curve.json"
 SCORES = "evidence/scores.json"
 FAILURES = "evidence/failures.jsonl"
+FIDELITY = "evidence/fidelity.json"
 
 
 class LedgerPart(Frozen):
@@ -146,6 +147,64 @@ class FailureCase(Frozen):
     verdict: Literal["fail"] = "fail"
     since: str
     """The version that first failed it."""
+
+
+class LayerError(Frozen):
+    """How far the output of one decoder layer is from the reference's."""
+
+    name: str
+    """Like ``model.layers.0``."""
+    relative_error: Annotated[float, Field(ge=0)]
+    """Mean over tokens of ‖candidate − reference‖₂ / ‖reference‖₂, each model fed by its own layers below."""
+
+
+class FidelityFigures(Frozen):
+    """What two models say about the same tokens, each token given all before it in its text."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    """Predicted tokens: all but the first of each text."""
+    kl_mean: float
+    """Mean of KL(reference ‖ candidate) over the vocabulary, nats a token."""
+    kl_p99: float
+    """99th percentile of it over tokens, nats."""
+    top1_agreement: Annotated[float, Field(ge=0, le=1)]
+    """Share of tokens for which both find the same token most likely."""
+    reference_nll: float
+    """Mean negative log-likelihood of the text's own tokens, nats a token."""
+    candidate_nll: float
+    reference_perplexity: float
+    """exp(``reference_nll``)."""
+    candidate_perplexity: float
+    layers: tuple[LayerError, ...]
+    """From the first decoder layer to the last."""
+
+
+class FidelityEvidence(Frozen):
+    """How faithfully this release stands in for a reference."""
+
+    reference: str
+    """``name@version`` of a release, or a folder's name."""
+    reference_sha256: Sha256 | None
+    """The reference's manifest's; None when it is no release."""
+    weights_digest: Sha256
+    """Of this release's weight files, as a base digest is made of a base's."""
+    text: str
+    """The file's name."""
+    text_sha256: Sha256
+    """Of the file's bytes."""
+    texts: Annotated[int, Field(ge=1)]
+    """Conversations or windows of plain text that were measured."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only this many texts were taken, from the top; None: all."""
+    figures: FidelityFigures
+    delta_survival: float | None = None
+    """Share of the adapter's update that is in the weights: Σ⟨W′ − W, s·B·A⟩ / Σ‖s·B·A‖², W being what the
+    update was added to. 1: all of it; None: this release was not made from an adapter reference."""
+    tools: dict[str, str] = Field(default_factory=dict)
+    """Package name to version, of what computed."""
+    hardware: Hardware
+    seconds: float
+    """Wall time of comparing, without loading."""
 
 
 EvidenceT = TypeVar("EvidenceT", bound=Frozen)
