@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "adapterhub.commands.training",
     "eval": "adapterhub.commands.evidence",
     "card": "adapterhub.commands.evidence",
+    "arena": "adapterhub.commands.arena",
     "keygen": "adapterhub.commands.signing",
     "sign": "adapterhub.commands.signing",
     "verify": "adapterhub.commands.signing",
