@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ def train_command(
     weight is loaded; checkpoints lie in OUT.run until the release is sealed. A run that was stopped goes on
     with --resume and, on the CPU, ends with the same bytes as one that never was.
     """
+    # Before torch starts: the ledger counts on an allocator that leaves no holes.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from adapterhub.trainer.hardware import detect_hardware
     from adapterhub.trainer.plan import plan_for
     from adapterhub.trainer.progress import training_progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.plan import Plan
@@ -37,8 +37,6 @@ def training_arguments(
         weight_decay=settings.weight_decay,
         max_grad_norm=0.0 if fast else settings.max_grad_norm,  # the fast path clips inside its optimizer
         optim=plan.optimizer,
-        activation_checkpointing=plan.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=not fast,  # the fast path has its own compute dtype; autocast would only get in its way
         use_cache=False,  # with a cache, transformers does not see that rows are packed: examples would mix
         use_cpu=hardware.device == "cpu",
@@ -55,7 +53,15 @@ def training_arguments(
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=hardware.device == "cuda",
+        **_recomputation(plan),
     )
+
+
+def _recomputation(plan: Plan) -> dict[str, Any]:
+    """transformers' own recomputation of every layer, where the plan has it."""
+    if not plan.gradient_checkpointing:
+        return {}
+    return {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
 
 
 def steps_of(recipe: Recipe, rows: int) -> int:

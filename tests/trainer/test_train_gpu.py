@@ -1,0 +1,78 @@
+"""Training from the command line on a CUDA device: the fast path, its checkpoints, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub import load_adapter
+from adapterhub.packaging.evidence import CURVE, LEDGER
+from adapterhub.trainer import progress
+
+pytestmark = pytest.mark.gpu
+
+Run = Callable[..., tuple[int, str, str]]
+FIXED = ("--set", "lora.dropout=0")
+
+
+def losses(release: Path, kind: str = "loss") -> dict[int, float]:
+    points = json.loads((release / CURVE).read_bytes())["points"]
+    return {point["step"]: point[kind] for point in points if point[kind] is not None}
+
+
+def test_the_fast_path_trains_what_the_plain_engine_trains(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adapterhub.trainer import plan as planning
+
+    fast, plain = tmp_path / "fast", tmp_path / "plain"
+    code, _, stderr = run_cli("train", recipe, "--out", fast, *FIXED)
+    assert code == 0, stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "FAST_TYPES", frozenset())
+        code, _, stderr = run_cli("train", recipe, "--out", plain, *FIXED)
+    assert code == 0, stderr
+    assert losses(fast) == pytest.approx(losses(plain), rel=2e-2)
+    assert losses(fast, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=2e-2)
+    assert losses(fast, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=0.2)
+    assert json.loads((fast / LEDGER).read_bytes())["measured_peak_bytes"] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw", "paged_adamw_8bit"])
+def test_an_interrupted_run_goes_on_and_its_adapter_loads(
+    run_cli: Run,
+    recipe: Path,
+    tmp_path: Path,
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    settings = (*FIXED, "--set", f"training.optimizer={optimizer}")
+    assert run_cli("train", recipe, "--out", whole, *settings)[0] == 0
+
+    class Interrupting(progress.PlainProgress):
+        def step(self, done: int, *others: float) -> None:
+            if done == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "training_progress", Interrupting)
+        assert run_cli("train", recipe, "--out", resumed, *settings)[0] == 130
+    code, _, stderr = run_cli("train", recipe, "--out", resumed, *settings, "--resume")
+    assert code == 0, stderr
+    assert "resuming from checkpoint-3" in stderr
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-2)
+
+    model, tokenizer = load_adapter(resumed, base=tiny_base)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "apples and pears"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = model.generate(**prompt.to(model.device), max_new_tokens=8, do_sample=False)
+    assert answer.shape[1] > prompt["input_ids"].shape[1]
