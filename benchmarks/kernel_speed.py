@@ -13,6 +13,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,27 @@ def dequantization(tokens: int) -> Iterator[Case]:
     moved, thin = 2.52 * out.numel(), 2.0 * RANK * out.numel()
     yield "dequantize", lambda: kernels.dequantize(weight, out, None), moved, 0
     yield "dequantize, adapter folded in", lambda: kernels.dequantize(weight, out, adapter), moved, thin
+    flipped = torch.empty(HIDDEN, INTERMEDIATE, dtype=torch.bfloat16, device=CUDA).t()
+    yield "dequantize, transposed", lambda: kernels.dequantize(weight, flipped, None), moved, 0
+    yield "dequantize, folded, transposed", lambda: kernels.dequantize(weight, flipped, adapter), moved, thin
     state = linear.weight.quant_state
     yield "bitsandbytes' dequantize_4bit", lambda: dequantize_4bit(linear.weight.data, state), moved, 0
-    for rows, columns, warps in (
-        (32, 128, 4), (64, 64, 4), (64, 128, 4), (64, 128, 8), (64, 256, 8), (128, 64, 4), (128, 128, 8),
-        (128, 256, 8), (256, 64, 8), (256, 128, 8),
-    ):  # fmt: skip
+    tiles = ((64, 64, 4), (64, 64, 8), (64, 128, 4), (64, 128, 8), (128, 64, 4), (128, 64, 8), (128, 128, 8))
+    for (rows, columns, warps), transposed in product(tiles, (False, True)):
 
-        def run(rows: int = rows, columns: int = columns, warps: int = warps) -> None:
+        def run(
+            rows: int = rows, columns: int = columns, warps: int = warps, transposed: bool = transposed
+        ) -> None:
+            target, stride = (flipped, INTERMEDIATE) if transposed else (out, HIDDEN)
             kernels._dequantize_kernel[(-(-INTERMEDIATE // rows), -(-HIDDEN // columns))](
                 weight.codes, weight.table, weight.scales, weight.scale_table, weight.scale_scales,
-                weight.scale_offset, a, b, out, INTERMEDIATE, HIDDEN, HIDDEN, RANK, 0.25,
+                weight.scale_offset, a, b, target, INTERMEDIATE, HIDDEN, stride, RANK, 0.25,
                 BLOCK=64, ROWS=rows, COLUMNS=columns, RANK=RANK, NESTED=True, ADAPTED=True,
-                num_warps=warps, enable_fp_fusion=False,
+                TRANSPOSED=transposed, num_warps=warps, enable_fp_fusion=False,
             )  # fmt: skip
 
-        yield f"  folded in, tile {rows} x {columns}, {warps} warps", run, moved, thin
+        how = "folded, transposed" if transposed else "folded in"
+        yield f"  {how}, tile {rows} x {columns}, {warps} warps", run, moved, thin
 
 
 def elementwise(tokens: int) -> Iterator[Case]:
@@ -145,6 +151,8 @@ def products(tokens: int) -> Iterator[Case]:
         operations, shape = 2.0 * tokens * inputs * outputs, f"{outputs} x {inputs}"
         yield f"{shape}: x Wt", lambda x=x, w=weight: torch.mm(x, w.t()), 0, operations
         yield f"{shape}: dy W", lambda g=grad, w=weight: torch.mm(g, w), 0, operations
+        turned = weight.t().contiguous().t()
+        yield f"{shape}: dy W, W transposed", lambda g=grad, w=turned: torch.mm(g, w), 0, operations
         a, b = draw(RANK, inputs), draw(outputs, RANK)
         inner, outer = draw(tokens, RANK), draw(tokens, RANK)
         total_a, total_b = torch.zeros(RANK, inputs, device=CUDA), torch.zeros(outputs, RANK, device=CUDA)

@@ -10,8 +10,8 @@ python benchmarks/train_speed.py --model 7B --length 2048 [--stack ours peft uns
 
 Results are written after every setting; ``--out`` keeps those of other models and lengths that are in it.
 Ours runs the planner's choice for a card of the cap's size; ``--setting`` (micro-batch, optimizer, layers
-recomputed whole, the MLP only, inputs offloaded) adds others. Unsloth wants older versions of its neighbours
-than adapterhub, hence its own python.
+recomputed whole, the MLP only, inputs offloaded, layers kept dequantized) adds others. Unsloth wants older
+versions of its neighbours than adapterhub, hence its own python.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--stack", nargs="+", choices=["ours", "peft", "unsloth"], default=["ours", "peft", "unsloth"]
     )
-    parser.add_argument("--setting", action="append", default=[], help="another of ours, like 4,adamw,0,8,1")
+    parser.add_argument(
+        "--setting", action="append", default=[], help="another of ours, like 4,adamw,0,8,1,2"
+    )
     parser.add_argument("--no-plan", action="store_true", help="ours: only what --setting gives")
     parser.add_argument("--unsloth-python", default=sys.executable)
     parser.add_argument("--cap", type=float, default=48.0, help="GiB that torch may take")
@@ -120,11 +122,13 @@ def settings_of(stack: str, options: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def our_setting(text: str) -> dict[str, Any]:
-    rows, optimizer, whole, mlp, *offload = text.split(",")
+    rows, optimizer, whole, mlp, *more = text.split(",")
+    offload, kept = [*more, "0", "0"][:2]
     return {
         "micro_batch": int(rows), "optimizer": optimizer, "recompute_all": int(whole),
         "recompute_mlp": int(mlp),
-        "offload": offload == ["1"],
+        "offload": offload == "1",
+        "kept_weights": int(kept),
     }  # fmt: skip
 
 

@@ -62,6 +62,20 @@ def test_a_7b_runs_without_recomputing_on_48_gib() -> None:
     assert not made.gradient_checkpointing
 
 
+def test_what_is_left_keeps_weights_dequantized() -> None:
+    made = plan_for(recipe("data.max_length=2048"), shape("7b"), described_gpu(48 * GIB))
+    kept = made.setting.kept_weights
+    assert made.accumulation > 1
+    assert 0 < kept <= 32
+    assert any(line.name == "kept weights" for line in made.ledger.parts)
+    assert any(choice.name == "weights kept in bf16" for choice in made.choices)
+    more = plan_for(recipe("data.max_length=2048"), shape("7b"), described_gpu(40 * GIB))
+    assert more.micro_batch < made.micro_batch or more.setting.kept_weights < kept
+    for changed in ("lora.dropout=0.1", "training.batch_size=1"):
+        without = plan_for(recipe("data.max_length=2048", changed), shape("7b"), described_gpu(48 * GIB))
+        assert without.setting.kept_weights == 0
+
+
 def test_a_65b_fits_48_gib_by_recomputing_and_paging() -> None:
     made = plan_for(recipe(), shape("65b"), described_gpu(48 * GIB))
     assert made.setting.recompute_all > 0

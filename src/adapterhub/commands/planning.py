@@ -112,6 +112,7 @@ def _document(made: Plan) -> dict[str, Any]:
             "layers_recomputed": setting.recompute_all,
             "layers_with_mlp_recomputed": setting.recompute_mlp,
             "inputs_offloaded": setting.offload,
+            "layers_kept_dequantized": setting.kept_weights,
             "optimizer": setting.optimizer,
             "engine": setting.engine,
         },

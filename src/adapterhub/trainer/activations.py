@@ -47,6 +47,8 @@ class Setting:
     """Further layers that keep what attention's backward needs and compute gate and up again."""
     offload: bool = False
     """Whether the inputs of the ``recompute_all`` layers wait in pinned host memory."""
+    kept_weights: int = 0
+    """Layers whose weights stay dequantized, for forward and backward, over the micro-batches of a step."""
 
 
 def kept_bytes(shape: ModelShape, level: Level) -> int:
@@ -108,6 +110,11 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
     yield ledger_part(
         "dequantized weight", _dequantized_bytes(shape), "of the linears that share an input, 2 B each"
     )
+    yield ledger_part(
+        "kept weights",
+        setting.kept_weights * layer_weights(shape) * 2 * 2,
+        f"{setting.kept_weights} layers dequantized, 2 B a weight for forward and for backward",
+    )
     chunk = min(tokens, LOSS_CHUNK)
     loss = 2 * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
     yield ledger_part(
@@ -137,6 +144,11 @@ def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
         mlp += 7 * shape.intermediate  # a mask as it is drawn, compared and scaled
     rotary_and_batch = 2 * 2 * shape.head_dim + 5 * 8
     return max(mlp, attention) + rotary_and_batch
+
+
+def layer_weights(shape: ModelShape) -> int:
+    """Weights of one layer's linear modules."""
+    return sum(linear.weights for linear in shape.linears)
 
 
 def _dequantized_bytes(shape: ModelShape) -> int:

@@ -28,6 +28,8 @@ _RATES = {"H200": (790e12, 4.3e12), "H100": (700e12, 2.9e12), "A100": (250e12, 1
 _OTHER_RATE = (150e12, 0.8e12)
 # Bytes moved to dequantize one NF4 weight: half a byte read, two written, two read by the product.
 _DEQUANTIZE_BYTES = 4.5
+# Those of a weight that is kept dequantized.
+_READ_BYTES = 2.0
 # Bytes a second between host and card, each way (PCIe 4, 16 lanes), and what sharing it costs the products.
 _BUS = 25e9
 _OFFLOAD_SLOWDOWN = 1.02
@@ -228,7 +230,28 @@ def _candidates(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: 
                     Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0)
                     for whole, mlp in steps
                 ]
-                yield settings[_first(settings, lambda s: _fits(shape, recipe, hardware, reserve, s))]
+                least = settings[_first(settings, lambda s: _fits(shape, recipe, hardware, reserve, s))]
+                yield least
+                kept = _layers_to_keep(shape, recipe, hardware, reserve, least)
+                if kept:
+                    yield replace(least, kept_weights=kept)
+
+
+def _layers_to_keep(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int, setting: Setting
+) -> int:
+    """Layers whose dequantized weights fit into what ``setting`` leaves free; none where a step has one
+    micro-batch, and where dropout keeps adapters and weights apart.
+    """
+    one_pass = setting.micro_batch >= recipe.training.batch_size
+    if setting.engine != "fast" or one_pass or recipe.lora.dropout:
+        return 0
+    before, after = (
+        ledger(shape, recipe, hardware, replace(setting, kept_weights=kept)).predicted_peak_bytes
+        for kept in (0, 1)
+    )
+    room = hardware.memory_bytes - reserve - before
+    return max(0, min(shape.layers, room // (after - before)))
 
 
 def _fits(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int, setting: Setting) -> bool:
@@ -268,7 +291,9 @@ def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, sett
     again = setting.recompute_all * (weights - last) + setting.recompute_mlp * mlp
     passes = 2 * weights * shape.layers + again  # weights that products go through: forward, backward, again
     tokens = setting.micro_batch * recipe.data.max_length
-    seconds = 2 * passes / flops + passes * _DEQUANTIZE_BYTES / bandwidth / tokens
+    spared = setting.kept_weights / shape.layers * (1 - setting.micro_batch / recipe.training.batch_size)
+    moved = passes * (_DEQUANTIZE_BYTES * (1 - spared) + _READ_BYTES * spared)
+    seconds = 2 * passes / flops + moved / bandwidth / tokens
     if setting.offload:
         seconds *= _OFFLOAD_SLOWDOWN
     if setting.optimizer != "adamw":
@@ -308,6 +333,12 @@ def _explain(
             else "the fast path does not know this architecture or quantization"
         )
         yield Choice("engine", setting.engine, why)
+    if setting.kept_weights:
+        yield Choice(
+            "weights kept in bf16",
+            f"{setting.kept_weights} of {shape.layers} layers",
+            "room is left: those layers are dequantized once an optimizer step, not in each micro-batch",
+        )
 
 
 def _explain_recomputation(

@@ -169,6 +169,7 @@ def test_recomputing_and_offloading_change_no_gradient(
         {},
         {"recompute_all": 4},
         {"recompute_all": 4, "offload": True},
+        {"recompute_all": 1, "kept_weights": 3},
         {"recompute_all": 1, "offload": True},
     ):
         model = quantized_model("llama wide", device="cuda", dtype=torch.bfloat16, dropout=dropout)

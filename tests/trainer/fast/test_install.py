@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ Make = Callable[..., Any]
 # fp32 keeps 24 bits (2⁻²⁴ ≈ 6e-8 a rounding). Gradients here are sums of up to 300 terms taken in another
 # order, through three layers: some 1000 roundings, 1000 · 6e-8 = 6e-5 of the largest term at the worst.
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+RECIPE = Recipe.from_dict({"name": "r", "base": "b", "data": {"train": "t"}}, Path())
 
 
 def setting(*, whole: int = 0, mlp: int = 0) -> Setting:
@@ -53,6 +55,13 @@ def fast_gradients(
     found = {name: fast.flat.gradient_view(parameter).clone() for name, parameter in trained(model).items()}
     fast.flat.gradient.zero_()
     return loss.detach(), found
+
+
+def fast_loss(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    loss = model(**FastPath.prepare(inputs)).loss
+    loss.backward()
+    detached: torch.Tensor = loss.detach()
+    return detached
 
 
 def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -92,6 +101,33 @@ def test_gradients_add_up_over_micro_batches(quantized_model: Make, packed_batch
         model(**FastPath.prepare(inputs)).loss.backward()
     found = {name: fast.flat.gradient_view(parameter) for name, parameter in trained(model).items()}
     assert_equal_gradients(found, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_kept_weights_change_no_gradient_and_follow_the_adapter(
+    quantized_model: Make, packed_batch: Make, dropout: float
+) -> None:
+    """Two micro-batches a step, over three steps, then weights that were loaded: bit for bit as without."""
+    steps: dict[int, list[torch.Tensor]] = {}
+    for kept in (0, 2):
+        model = quantized_model("llama", dropout=dropout)
+        chosen = replace(setting(mlp=1), kept_weights=kept)
+        fast = install(model, chosen)
+        first = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+        optimizer = fast.optimizer(RECIPE, chosen)
+        found = steps.setdefault(kept, [])
+        torch.manual_seed(11)
+        for _ in range(3):
+            for seed in (1, 2):
+                found.append(fast_loss(model, packed_batch(seed=seed)))
+            found.append(fast.flat.gradient.clone())
+            optimizer.step()
+        model.eval()
+        found.append(model(**FastPath.prepare(packed_batch())).loss.detach())
+        model.load_state_dict(first, strict=False)
+        found.append(model(**FastPath.prepare(packed_batch())).loss.detach())
+    assert all(torch.equal(*pair) for pair in zip(steps[0], steps[2], strict=True))
+    assert steps[2][-1] != steps[2][-2]
 
 
 @pytest.mark.parametrize("chosen", [(0, 0), (0, 3), (3, 0), (1, 1)])

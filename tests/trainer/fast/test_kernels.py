@@ -50,11 +50,12 @@ def quantized(outputs: int, inputs: int, kind: str, double: bool) -> FrozenWeigh
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("outputs", "inputs", "rank"), [(192, 256, 0), (100, 192, 16), (65, 320, 3), (64, 64, 128)]
 )
 def test_dequantize(
-    kernels: ModuleType, kind: str, double: bool, outputs: int, inputs: int, rank: int
+    kernels: ModuleType, kind: str, double: bool, outputs: int, inputs: int, rank: int, transposed: bool
 ) -> None:
     weight = quantized(outputs, inputs, kind, double)
     adapter = None
@@ -62,12 +63,14 @@ def test_dequantize(
         dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16  # the interpreter cannot multiply bf16
         a, b = draw(rank, inputs, dtype=dtype), draw(outputs, rank, dtype=dtype)
         adapter = Adapter(a, b, torch.empty(0), torch.empty(0), 0.05, 0.0)
-    wide = torch.full((outputs, inputs + 64), float("nan"), dtype=torch.bfloat16, device=DEVICE)
-    out, expected = wide[:, :inputs], torch.empty(outputs, inputs, dtype=torch.bfloat16, device=DEVICE)
+    rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+    wide = torch.full((rows, columns + 64), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+    out = wide[:, :columns].t() if transposed else wide[:, :columns]
+    expected = torch.empty(outputs, inputs, dtype=torch.bfloat16, device=DEVICE)
     kernels.dequantize(weight, out, adapter)
     reference.dequantize(weight, expected, adapter)
     torch.testing.assert_close(out, expected, rtol=2**-7, atol=1e-4)
-    assert wide[:, inputs:].isnan().all()
+    assert wide[:, columns:].isnan().all()
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -85,7 +88,7 @@ def test_norm(kernels: ModuleType, width: int, offset: float) -> None:
     torch.testing.assert_close(into, other, **CLOSE)
 
 
-@pytest.mark.parametrize(("heads", "head_dim", "turned"), [(4, 64, 64), (3, 48, 48), (2, 96, 72)])
+@pytest.mark.parametrize(("heads", "head_dim", "turned"), [(4, 64, 64), (3, 48, 48), (2, 96, 72), (3, 64, 0)])
 @pytest.mark.parametrize("backward", [False, True])
 def test_rotate(kernels: ModuleType, heads: int, head_dim: int, turned: int, backward: bool) -> None:
     qkv = draw(7, heads * head_dim + 32)

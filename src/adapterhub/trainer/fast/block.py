@@ -122,6 +122,11 @@ class Block:
         self.activation, self.level = activation, level
 
     @property
+    def groups(self) -> tuple[Group, ...]:
+        """Its products' weights, in the order of use."""
+        return (self.qkv, self.output, self.gate_up, self.down)
+
+    @property
     def offloads(self) -> bool:
         """Whether the layer's input, the only thing it keeps, waits on the host."""
         return self.level == "all" and self.engine.offloader is not None
@@ -271,7 +276,8 @@ class Block:
         operations = self.engine.operations
         joined = torch.empty_like(qkv)
         targets, sources = self._split(joined), self._split(qkv)
-        targets[2].copy_(grads[2])
+        no_angles = batch.cos[:, :0]
+        operations.rotate(grads[2], no_angles, no_angles, targets[2])  # a copy of strided heads
         for index in (0, 1):
             grad, target = grads[index], targets[index]
             if self.rotary:

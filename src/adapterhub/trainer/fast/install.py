@@ -38,7 +38,7 @@ class FastPath:
         self._engine = engine
         self._plain: Callable[..., Any] = causal.forward
         self._anchor = torch.zeros((), device=flat.gradient.device, requires_grad=True)
-        self._drops = any(group.drops for b in blocks for group in (b.qkv, b.output, b.gate_up, b.down))
+        self._drops = any(group.drops for block in blocks for group in block.groups)
         self._norm = adapt.final_norm(causal.model, causal.config)
 
     def optimizer(self, recipe: Recipe, setting: Setting) -> FlatAdamW:
@@ -155,6 +155,9 @@ def install_blocks(causal: Any, setting: Setting, dtype: torch.dtype, device: to
         adapt.build_block(layer, index, causal.config, flat, engine, _level(index, setting))
         for index, layer in enumerate(layers)
     ]
+    for block in blocks[: setting.kept_weights]:
+        for group in block.groups:
+            engine.products.keep(group)
     fast = FastPath(causal, flat, blocks, engine)
     causal.forward = MethodType(lambda self, *args, **kwargs: fast.forward(self, *args, **kwargs), causal)
     causal.register_load_state_dict_post_hook(lambda *_: flat.refresh())

@@ -21,9 +21,11 @@ def _dequantize_kernel(
     codes, table, scales, scale_table, scale_scales, scale_offset, a, b, out,
     outputs, inputs, out_stride, rank, adapter_scale,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
-    NESTED: tl.constexpr, ADAPTED: tl.constexpr,
+    NESTED: tl.constexpr, ADAPTED: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """One (ROWS, COLUMNS) tile of the weight; COLUMNS is a multiple of BLOCK."""
+    """One (ROWS, COLUMNS) tile of the weight; COLUMNS is a multiple of BLOCK. TRANSPOSED: it is stored with
+    the rows side by side, ``out_stride`` apart from column to column.
+    """
     pairs: tl.constexpr = COLUMNS // 2
     blocks: tl.constexpr = COLUMNS // BLOCK
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -63,11 +65,15 @@ def _dequantize_kernel(
             other=0.0,
         )
         values += adapter_scale * tl.dot(left, right, input_precision="ieee")
-    tl.store(
-        out + row[:, None].to(tl.int64) * out_stride + columns[None, :],
-        values.to(out.dtype.element_ty),
-        mask=inside,
-    )
+    rounded = values.to(out.dtype.element_ty)
+    if TRANSPOSED:
+        tl.store(
+            out + columns[:, None].to(tl.int64) * out_stride + row[None, :],
+            tl.trans(rounded),
+            mask=(columns[:, None] < inputs) & row_in[None, :],
+        )
+    else:
+        tl.store(out + row[:, None].to(tl.int64) * out_stride + columns[None, :], rounded, mask=inside)
 
 
 def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None) -> None:
@@ -83,14 +89,16 @@ def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None)
     columns = max(columns, weight.block_size)
     grid = (triton.cdiv(weight.outputs, rows), triton.cdiv(weight.inputs, columns))
     unused = weight.table
+    transposed = out.stride(1) != 1
+    stride = out.stride(1 if transposed else 0)
     _dequantize_kernel[grid](
         weight.codes, weight.table, weight.scales,
         weight.scale_table if nested else unused, weight.scale_scales if nested else unused,
         weight.scale_offset if nested else unused,
         adapter.a if adapter is not None else out, adapter.b if adapter is not None else out, out,
-        weight.outputs, weight.inputs, out.stride(0), rank, adapter.scale if adapter is not None else 0.0,
+        weight.outputs, weight.inputs, stride, rank, adapter.scale if adapter is not None else 0.0,
         BLOCK=weight.block_size, ROWS=rows, COLUMNS=columns, RANK=padded,
-        NESTED=nested, ADAPTED=adapter is not None,
+        NESTED=nested, ADAPTED=adapter is not None, TRANSPOSED=transposed,
         num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -110,7 +118,7 @@ def _dequantize_apart(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter 
     if adapter is None:
         out.copy_(values)
     else:
-        torch.addmm(values.to(out.dtype), adapter.b, adapter.a, alpha=adapter.scale, out=out)
+        out.copy_(torch.addmm(values.to(out.dtype), adapter.b, adapter.a, alpha=adapter.scale))
 
 
 @triton.jit
@@ -246,7 +254,7 @@ def rotate(
     _rotate_kernel[(tokens,)](
         x, cos, sin, out, x.stride(0), x.stride(1), out.stride(0), out.stride(1),
         heads, head_dim, half, cos.stride(0),
-        HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(half),
+        HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(max(1, half)),
         REST=triton.next_power_of_2(rest) if rest else 0, BACKWARD=backward, num_warps=4,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ formed apart; the mask is drawn again in backward from the same seed instead of 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -17,19 +18,48 @@ import torch
 from adapterhub.trainer.fast.weights import Adapter, Group, Linear
 
 
+@dataclass
+class _Kept:
+    """A group's weights in the compute dtype, adapters folded in."""
+
+    weights: torch.Tensor
+    """(outputs, inputs)."""
+    version: int | None = None
+    """That of the adapters that are folded in; None before the first time."""
+
+
 class Products:
-    """Forward and backward of groups, with one buffer for whatever weight is dequantized at the moment."""
+    """Forward and backward of groups, with one buffer for whatever weight is dequantized at the moment.
+
+    Each weight is written along the dimension that its product sums over, (outputs, inputs) contiguous for
+    forward and its transpose for backward: that is the layout cuBLAS is fastest with.
+    """
 
     def __init__(self, operations: ModuleType, dtype: torch.dtype, device: torch.device) -> None:
         self._operations = operations
         self._dtype = dtype
         self._device = device
         self._buffer = torch.empty(0, dtype=dtype, device=device)
+        self._kept: dict[Group, tuple[_Kept, _Kept]] = {}
 
     def reserve(self, group: Group) -> None:
         """Make the buffer large enough for ``group``; before training, so that a step allocates nothing."""
         if group.buffer_elements > self._buffer.numel():
             self._buffer = torch.empty(group.buffer_elements, dtype=self._dtype, device=self._device)
+
+    def keep(self, group: Group) -> None:
+        """Keep ``group``'s weights for forward and backward, 4 B each in bf16, from one micro-batch to the
+        next.
+
+        They are made anew when an optimizer step, or loading, has changed the adapters. While dropout is
+        active they are not used.
+        """
+        size = group.outputs * group.inputs
+        ahead, back = (torch.empty(size, dtype=self._dtype, device=self._device) for _ in range(2))
+        self._kept[group] = (
+            _Kept(ahead.view(group.outputs, group.inputs)),
+            _Kept(back.view(group.inputs, group.outputs).t()),
+        )
 
     @property
     def buffer_elements(self) -> int:
@@ -43,14 +73,16 @@ class Products:
 
         ``seed`` draws the dropout masks; None: nothing is dropped.
         """
-        if group.stacked:
-            y = self._product(x, self._dequantize(group, group.linears, seed), group.bias, residual)
+        weight = self._whole_weight(group, seed, backward=False)
+        if weight is not None:
+            y = self._product(x, weight, group.bias, residual)
         else:
             y = torch.empty(x.shape[0], group.outputs, dtype=x.dtype, device=x.device)
             for linear, start in zip(group.linears, group.starts, strict=True):
                 columns = slice(start, start + linear.weight.outputs)
-                weight = self._dequantize(group, [linear], seed)
-                torch.mm(x, weight.t(), out=y[:, columns])
+                one = self._place(linear.weight.outputs, group.inputs, backward=False)
+                self._dequantize([linear], one, folded=not group.dropped(seed))
+                torch.mm(x, one.t(), out=y[:, columns])
             if group.bias is not None:
                 y += group.bias
             if residual is not None:
@@ -81,14 +113,16 @@ class Products:
         """The gradient of the input (T, inputs), given the output's (T, outputs) and ``inner_gradient`` of
         it.
         """
-        if group.stacked:
-            grad_x = torch.mm(grad, self._dequantize(group, group.linears, seed))
+        weight = self._whole_weight(group, seed, backward=True)
+        if weight is not None:
+            grad_x = torch.mm(grad, weight)
         else:
             grad_x = torch.empty(grad.shape[0], group.inputs, dtype=grad.dtype, device=grad.device)
             for index, (linear, start) in enumerate(zip(group.linears, group.starts, strict=True)):
                 columns = grad[:, start : start + linear.weight.outputs]
-                weight = self._dequantize(group, [linear], seed)
-                torch.addmm(grad_x, columns, weight, beta=1 if index else 0, out=grad_x)
+                one = self._place(linear.weight.outputs, group.inputs, backward=True)
+                self._dequantize([linear], one, folded=not group.dropped(seed))
+                torch.addmm(grad_x, columns, one, beta=1 if index else 0, out=grad_x)
         if seed is not None and group.drops and inner is not None:
             for index, (adapter, rows, _) in enumerate(group.placed):
                 grad_x.add_((inner[:, rows] @ adapter.a) * _mask(adapter, grad_x, seed + index))
@@ -111,17 +145,35 @@ class Products:
             _accumulate(adapter.grad_b, grad[:, columns].t(), seen @ adapter.a.t(), adapter.scale)
             _accumulate(adapter.grad_a, inner[:, rows].t(), seen, 1.0)
 
-    def _dequantize(self, group: Group, linears: list[Linear], seed: int | None) -> torch.Tensor:
-        """The weights of ``linears``, adapters folded in when there is no dropout, in the shared buffer."""
-        dropped = seed is not None and group.drops
-        outputs = sum(linear.weight.outputs for linear in linears)
-        stacked = self._buffer[: outputs * group.inputs].view(outputs, group.inputs)
+    def _whole_weight(self, group: Group, seed: int | None, *, backward: bool) -> torch.Tensor | None:
+        """The weights of all linears (outputs, inputs) for one product, or None where each has its own."""
+        kept = self._kept.get(group)
+        if kept is not None and not group.dropped(seed):
+            found = kept[1 if backward else 0]
+            if found.version != group.version:
+                self._dequantize(group.linears, found.weights, folded=True)
+                found.version = group.version
+            return found.weights
+        if not group.stacked:
+            return None
+        stacked = self._place(group.outputs, group.inputs, backward=backward)
+        self._dequantize(group.linears, stacked, folded=not group.dropped(seed))
+        return stacked
+
+    def _place(self, outputs: int, inputs: int, *, backward: bool) -> torch.Tensor:
+        """A weight (outputs, inputs) in the buffer, with the layout that the direction wants."""
+        flat = self._buffer[: outputs * inputs]
+        return flat.view(inputs, outputs).t() if backward else flat.view(outputs, inputs)
+
+    def _dequantize(self, linears: list[Linear], stacked: torch.Tensor, *, folded: bool) -> None:
+        """Write the weights of ``linears`` to ``stacked``, one below the other, with their adapters if
+        ``folded``.
+        """
         at = 0
         for linear in linears:
             rows = stacked[at : at + linear.weight.outputs]
-            self._operations.dequantize(linear.weight, rows, None if dropped else linear.adapter)
+            self._operations.dequantize(linear.weight, rows, linear.adapter if folded else None)
             at += linear.weight.outputs
-        return stacked
 
     @staticmethod
     def _product(

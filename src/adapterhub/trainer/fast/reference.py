@@ -19,7 +19,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 def dequantize(weight: FrozenWeight, out: torch.Tensor, adapter: Adapter | None) -> None:
     """Write the weight, plus ``scale · b @ a`` of ``adapter`` if given, to ``out`` (outputs, inputs), rounded
-    once.
+    once. Either dimension of ``out`` may be the contiguous one.
     """
     from bitsandbytes.functional import dequantize_blockwise
 

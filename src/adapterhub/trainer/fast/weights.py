@@ -102,6 +102,15 @@ class Group:
                 at += rank
 
     @property
+    def version(self) -> int:
+        """Grows whenever the adapters' compute copies are written to (torch counts that itself)."""
+        return 0 if self.a is None else self.a._version
+
+    def dropped(self, seed: int | None) -> bool:
+        """Whether the adapters see dropped inputs, so that they cannot be folded into the weights."""
+        return seed is not None and self.drops
+
+    @property
     def stacked(self) -> bool:
         """Whether all weights are dequantized into one buffer for one product."""
         return len(self.linears) == 1 or 2 * self.outputs * self.inputs <= STACKED_BYTES
