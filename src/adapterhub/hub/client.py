@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 RepoType = Literal["model", "dataset"]
 PUBLIC_HUB: Final = "https://huggingface.co"
-_FIRST_ANSWER: Final = 20.0  # seconds; huggingface_hub itself would wait for ever
+_FIRST_ANSWER: Final = 20.0  # seconds; huggingface_hub itself would wait for ever, here and below
+_CONNECT: Final = 20.0
+_SILENCE: Final = 180.0  # without a byte either way: a Hub may think about a large commit for a while
 _NETWORK = "check the network, and that --endpoint or HF_ENDPOINT names a Hub that is running"
 _TOKEN = "set HF_TOKEN, or log in with `hf auth login`"
 
@@ -89,7 +91,6 @@ def look_up(api: HfApi, ref: Ref) -> ModelInfo | None:
 def list_tags(api: HfApi, ref: Ref) -> dict[str, str]:
     """The tags of a model repository on the Hub: name to commit. Raises RefError, AuthError, HubError."""
     with hub_errors(api, ref.repo):
-        api.repo_info(ref.repo, timeout=_FIRST_ANSWER)  # the next call knows no time limit
         return {tag.name: tag.target_commit for tag in api.list_repo_refs(ref.repo).tags}
 
 
@@ -134,8 +135,10 @@ class Unreachable(HubError):
 def hub_errors(api: HfApi, subject: Ref | str) -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block, about ``subject``, into an error of our tree.
 
-    The operating system's own errors (a full disk, no permission) pass through as they are.
+    Calls that huggingface_hub makes without a limit of time get one: a Hub that freezes is an error too. The
+    operating system's own errors (a full disk, no permission) pass through as they are.
     """
+    _limit_silence()
     try:
         yield
     except AdapterHubError:
@@ -145,6 +148,16 @@ def hub_errors(api: HfApi, subject: Ref | str) -> Iterator[None]:
         if explained is None:
             raise
         raise explained from err
+
+
+def _limit_silence() -> None:
+    """Give huggingface_hub's shared HTTP client time limits, unless who made it has given it some."""
+    import httpx2
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    if session.timeout == httpx2.Timeout(None):
+        session.timeout = httpx2.Timeout(_SILENCE, connect=_CONNECT)
 
 
 def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:

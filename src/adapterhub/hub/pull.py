@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import HubError, ManifestError, SignatureError
 from adapterhub.hub.client import Unreachable, connect, list_tags, repo_cache, resolve
+from adapterhub.hub.downloads import Content
+from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
-from adapterhub.hub.snapshots import download
-from adapterhub.packaging.files import staged_folder
+from adapterhub.hub.snapshots import download, drop_damaged, record_path, snapshot_folder
+from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.signing import Signer, check_signature
@@ -48,31 +50,36 @@ def pull(
     """Bring a release into the Hugging Face cache, check every file of it, and open it.
 
     ``ref`` without a revision means the highest version there is, a pre-release only if there is nothing
-    else, and the main branch of a repository without versions. Only what the manifest lists is downloaded;
-    files that are in the cache already are not downloaded again. ``out`` gets a copy, whole or not at all; a
-    folder that holds this release already is left as it is. A signature must hold if it is by one of
-    ``keys`` (public key files) or of the trusted keys; ``require_signed`` refuses a release without such a
-    signature. Without a network, what is in the cache will do when ``ref`` names a commit, or a version or
-    branch seen before.
+    else, and the main branch of a repository without versions. Only what the manifest lists is downloaded. A
+    file that is in the cache is not downloaded again, nor read again as long as its size and times of change
+    are those of the last check; one that was damaged there is fetched anew. A large file whose download was
+    cut off goes on where it was. ``out`` gets a copy, whole or not at all; a folder that holds this release
+    already is left as it is. A signature must hold if it is by one of ``keys`` (public key files) or of the
+    trusted keys; ``require_signed`` refuses a release without such a signature. Without a network, what is in
+    the cache will do when ``ref`` names a commit, or a version or branch seen before.
 
     Raises SignatureError when a file is not what the manifest lists, when a signature does not hold or is
     missing though required, and when a version tag holds another version; ManifestError when it is no
-    release; ReleaseError when ``out`` holds something else; RefError, AuthError, HubError; OSError when the
-    disk is full.
+    release; ReleaseError when ``out`` holds something else; RefError, AuthError, HubError; AdapterHubError
+    when the disk has too little space, OSError when it is full.
     """
     asked = parse_ref(ref) if isinstance(ref, str) else ref
     api = connect(endpoint, token)
-    chosen = asked if asked.revision is not None else _newest(api, asked)
+    chosen = asked if asked.revision is not None else newest(api, asked)
     commit = resolve(api, chosen)
-    folder = _take(api, chosen, commit)
-    signer = _check(folder, keys, require_signed)
+    try:
+        folder, signer = _take_checked(api, chosen, commit, keys, require_signed)
+    except (SignatureError, ManifestError):
+        if not drop_damaged(snapshot_folder(chosen, commit)):
+            raise
+        folder, signer = _take_checked(api, chosen, commit, keys, require_signed)
     tag = tag_of(chosen.version) if chosen.version is not None else None
     if out is not None:
         folder = _copy(folder, out)
     return Pulled(Release.open(folder), chosen.repo, commit, tag, signer)
 
 
-def _newest(api: HfApi, ref: Ref) -> Ref:
+def newest(api: HfApi, ref: Ref) -> Ref:
     """What a reference without a revision means: the highest version, or else the main branch."""
     try:
         return Ref(ref.repo, highest_version(list(list_tags(api, ref))))
@@ -86,9 +93,33 @@ def _newest(api: HfApi, ref: Ref) -> Ref:
         ) from err
 
 
-def _take(api: HfApi, ref: Ref, commit: str) -> Path:
-    """Bring the manifest, the signature if there is one, and what the manifest lists into the cache."""
-    folder = download(api, ref, commit, (MANIFEST_NAME, SIGNATURE_NAME))
+def _take_checked(
+    api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool
+) -> tuple[Path, Signer | None]:
+    """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
+    folder, record = snapshot_folder(ref, commit), record_path(ref, commit, "release")
+    digests, touched = read_record(record, folder)
+    if not digests or not all((folder / name).is_file() for name in touched):
+        download(api, ref, commit, (MANIFEST_NAME, SIGNATURE_NAME))
+    manifest = _read_manifest(ref, folder)
+    contents = {name: Content(entry.sha256, entry.size) for name, entry in manifest.files.items()}
+    fetched = download(api, ref, commit, manifest.files, contents=contents)
+    known = {name: digest for name, digest in digests.items() if name not in touched}
+    known |= {name: contents[name].sha256 for name in fetched}
+    try:
+        signer = check_signature(folder, keys, require_signed=require_signed, known=known)
+    except SignatureError:
+        _blame_hub(folder)
+        raise
+    if touched or not digests:
+        unlisted = [name for name in (MANIFEST_NAME, SIGNATURE_NAME) if (folder / name).is_file()]
+        found = {name: content.sha256 for name, content in contents.items()}
+        write_record(record, folder, found | {name: sha256_file(folder / name) for name in unlisted})
+    return folder, signer
+
+
+def _read_manifest(ref: Ref, folder: Path) -> Manifest:
+    """The manifest of what was asked for."""
     if not (folder / MANIFEST_NAME).is_file():
         raise ManifestError(
             f"{ref} holds no {MANIFEST_NAME}, so it is not a release",
@@ -100,25 +131,15 @@ def _take(api: HfApi, ref: Ref, commit: str) -> Path:
             f"{ref} holds version {manifest.version}: the tag was moved",
             "ask its maker, or name the commit that you trust",
         )
-    return download(api, ref, commit, manifest.files)
+    return manifest
 
 
-def _check(folder: Path, keys: Sequence[Path], require_signed: bool) -> Signer | None:
-    try:
-        return check_signature(folder, keys, require_signed=require_signed)
-    except SignatureError:
-        _check_content(folder)
-        raise
-
-
-def _check_content(folder: Path) -> None:
-    """Say where the copy in the cache lies when its content is not what its own manifest lists."""
+def _blame_hub(folder: Path) -> None:
+    """Say so when a file differs, not the signature: damage in the cache is mended, so it came like that."""
     try:
         Release.open(folder).check_files()
     except SignatureError as err:
-        cache = folder.parent.parent
-        fix = f"tell its maker; if only the copy here is damaged, remove {cache} and pull again"
-        raise SignatureError(err.what, fix) from err
+        raise SignatureError(err.what, "the Hub holds it like that: tell its maker") from err
 
 
 def _copy(folder: Path, out: Path) -> Path:

@@ -15,7 +15,7 @@ from adapterhub.errors import (
 )
 from adapterhub.hub.client import connect, hub_errors, look_up
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
-from adapterhub.hub.snapshots import HubFile, download, list_files
+from adapterhub.hub.snapshots import HubFile, download, list_files, snapshot_folder
 from adapterhub.hub.uploads import commit_files
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, parse_version
 from adapterhub.packaging.release import Release
@@ -101,7 +101,7 @@ def push(
     tag = tag_of(release.manifest.version)
     head = _look(api, ref, private)
     if tag in head.tags:
-        return _check_same(api, ref, release, tag, head.tags[tag], signer)
+        return _check_same(api, ref, release, tag, head, signer)
     _check_order(release.manifest.version, head.tags)
     changes, kept = _compare(api, ref, release, head)
     there = all(change.change == "unchanged" for change in changes)
@@ -132,14 +132,17 @@ def _look(api: HfApi, ref: Ref, private: bool) -> _Head:
 
 
 def _check_same(
-    api: HfApi, ref: Ref, release: Release, tag: str, target: str, signer: Signer | None
+    api: HfApi, ref: Ref, release: Release, tag: str, head: _Head, signer: Signer | None
 ) -> Pushed:
     """What a push does whose version is there: nothing, if it is the same release. Raises VersionError if
     not."""
-    at_tag = Ref(ref.repo, tag)
-    with hub_errors(api, at_tag):  # an annotated tag's target is the tag itself
-        commit = api.repo_info(ref.repo, revision=tag).sha or target
-    changes, kept = _compare(api, at_tag, release, _Head(commit, list_files(api, at_tag, commit), {}))
+    at_tag, target = Ref(ref.repo, tag), head.tags[tag]
+    if target != head.commit:
+        with hub_errors(api, at_tag):  # an annotated tag's target is the tag itself
+            target = api.repo_info(ref.repo, revision=tag).sha or target
+        head = _Head(target, list_files(api, at_tag, target), {})
+    commit = head.commit
+    changes, kept = _compare(api, at_tag, release, head)
     different = [change.name for change in changes if change.change != "unchanged"]
     if different:
         raise VersionError(
@@ -168,7 +171,7 @@ def _compare(
 ) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
     """What becomes of each file, and which files of the repository stay though no release lists them."""
     ours = _names(release)
-    listed = _listed_at(api, ref, head)
+    listed = _listed_at(api, ref, release, head)
     changes = [_change(release, name, head.files.get(name)) for name in ours]
     changes += [FileChange(name, head.files[name].size, "deleted") for name in listed if name not in ours]
     kept = [
@@ -181,13 +184,15 @@ def _names(release: Release) -> set[str]:
     return {*release.manifest.files, MANIFEST_NAME} | ({SIGNATURE_NAME} if release.is_signed else set())
 
 
-def _listed_at(api: HfApi, ref: Ref, head: _Head) -> set[str]:
+def _listed_at(api: HfApi, ref: Ref, release: Release, head: _Head) -> set[str]:
     """The files that belong to the release at the head of the branch, if there is one that can be read."""
     if head.commit is None or MANIFEST_NAME not in head.files:
         return set()
-    folder = download(api, ref, head.commit, [MANIFEST_NAME])
+    if head.files[MANIFEST_NAME].is_content_of(release.path / MANIFEST_NAME):
+        return _names(release) & set(head.files)
+    download(api, ref, head.commit, [MANIFEST_NAME])
     try:
-        manifest = Manifest.read(folder)
+        manifest = Manifest.read(snapshot_folder(ref, head.commit))
     except ManifestError:  # nobody can tell what belongs to it, so nothing of it is deleted
         return {MANIFEST_NAME}
     return {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME} & set(head.files)
@@ -214,7 +219,9 @@ def _commit(
     add = {it.name: release.path / it.name for it in changes if it.change in ("new", "changed")}
     delete = [it.name for it in changes if it.change == "deleted"]
     message = f"Release {release.manifest.name} {release.manifest.version}"
-    commit = str(commit_files(api, ref.repo, add, delete, message=message, parent=parent).oid)
+    digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
+    made = commit_files(api, ref.repo, add, delete, message=message, parent=parent, digests=digests)
+    commit = str(made.oid)
     _check_arrived(api, ref, release, commit)
     return commit
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import HubError
 from adapterhub.hub.client import RepoType, hub_errors, repo_cache
+from adapterhub.hub.downloads import LARGE, Content, check_space, download_large, missing_bytes
+from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref
-from adapterhub.packaging.files import check_relative_path, sha256_file, write_atomic
+from adapterhub.packaging.files import check_relative_path, sha256_file
+from adapterhub.packaging.files import list_files as list_names
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+_SHA256_CHARS, _SHA1_CHARS = 64, 40
 
 
 @dataclass(frozen=True)
@@ -68,24 +71,49 @@ def list_files(api: HfApi, ref: Ref, commit: str, repo_type: RepoType = "model")
     return found
 
 
-def download(api: HfApi, ref: Ref, commit: str, names: Iterable[str], repo_type: RepoType = "model") -> Path:
-    """Bring ``names`` of a commit into the cache, those that are not there yet; return the commit's folder.
+def download(
+    api: HfApi,
+    ref: Ref,
+    commit: str,
+    names: Iterable[str],
+    repo_type: RepoType = "model",
+    contents: Mapping[str, Content] | None = None,
+) -> set[str]:
+    """Bring ``names`` of a commit into the cache, those that are not there yet, as `snapshot_folder` shows.
 
-    Asks the Hub nothing when all are there. A name that the commit has not is left out. Raises OSError for a
-    full disk (nothing half-written is kept), RefError, AuthError, HubError.
+    Asks the Hub nothing when all are there. ``contents`` is what is known of them: by it the disk's space is
+    checked before, and large files are downloaded so that a later run goes on where this one was cut off; the
+    names of those, whose sha256 was checked, are returned. A name that the commit has not is left out. Raises
+    AdapterHubError for a disk that is too small, OSError for a full one, RefError, AuthError, HubError.
     """
-    wanted = list(names)
-    folder = repo_cache(ref.repo, repo_type) / "snapshots" / commit
-    if all((folder / name).is_file() for name in wanted):
-        return folder
-    with hub_errors(api, ref):
-        api.snapshot_download(
-            ref.repo,
-            repo_type=repo_type,
-            revision=commit,
-            allow_patterns=[glob.escape(name) for name in wanted],
-        )
-    return folder
+    cache = repo_cache(ref.repo, repo_type)
+    folder = snapshot_folder(ref, commit, repo_type)
+    missing = [name for name in names if not (folder / name).is_file()]
+    known = {name: contents[name] for name in missing if contents and name in contents}
+    if known:
+        check_space(cache, sum(missing_bytes(cache, content) for content in known.values()))
+    large = {name: content for name, content in known.items() if content.size > LARGE}
+    checked = download_large(api, ref, commit, large, repo_type) if large else set()
+    small = [name for name in missing if name not in large]
+    if small:
+        with hub_errors(api, ref):
+            api.snapshot_download(
+                ref.repo,
+                repo_type=repo_type,
+                revision=commit,
+                allow_patterns=[glob.escape(name) for name in small],
+            )
+    return checked
+
+
+def snapshot_folder(ref: Ref, commit: str, repo_type: RepoType = "model") -> Path:
+    """Where the cache shows the files of a commit under their names."""
+    return repo_cache(ref.repo, repo_type) / "snapshots" / commit
+
+
+def record_path(ref: Ref, commit: str, purpose: str, repo_type: RepoType = "model") -> Path:
+    """Where it is noted what was found when the files of a commit were checked for a purpose."""
+    return repo_cache(ref.repo, repo_type) / ".adapterhub" / f"{commit}-{purpose}.json"
 
 
 def fetch(
@@ -104,35 +132,32 @@ def fetch(
     HubError for a file that is not what the Hub lists, or no longer what it was, and what ``choose`` and
     ``download`` raise.
     """
-    record = repo_cache(ref.repo, repo_type) / ".adapterhub" / f"{commit}-{purpose}.json"
-    folder = repo_cache(ref.repo, repo_type) / "snapshots" / commit
-    known = _read_record(record)
-    if known and all((folder / name).is_file() for name in known):
-        digests = {name: _recheck(folder / name, entry) for name, entry in known.items()}
+    record, folder = record_path(ref, commit, purpose, repo_type), snapshot_folder(ref, commit, repo_type)
+    digests, touched = read_record(record, folder)
+    if digests and all((folder / name).is_file() for name in touched):
+        for name in touched:
+            if sha256_file(folder / name) != digests[name]:
+                raise _damaged(folder / name)
     else:
         listed = list_files(api, ref, commit, repo_type)
-        chosen = choose(listed)
-        download(api, ref, commit, chosen, repo_type)
-        digests = {name: _check(folder / name, listed[name]) for name in chosen}
-    entries = {name: _entry(folder / name, digest) for name, digest in digests.items()}
-    if entries != known:
-        _write_record(record, entries)
+        chosen, touched = choose(listed), list(listed)
+        contents = {
+            name: Content(file.sha256, file.size)
+            for name in chosen
+            if (file := listed[name]).sha256 is not None
+        }
+        checked = download(api, ref, commit, chosen, repo_type, contents)
+        digests = {name: _check(folder / name, listed[name], name in checked) for name in chosen}
+    if touched:
+        write_record(record, folder, digests)
     return Snapshot(folder, commit, digests)
 
 
-def _check(path: Path, listed: HubFile) -> str:
+def _check(path: Path, listed: HubFile, is_checked: bool) -> str:
     """The sha256 of a file that was downloaded, found to be what the Hub lists."""
-    if not path.is_file() or not listed.is_content_of(path):
+    if not path.is_file() or not (is_checked or listed.is_content_of(path)):
         raise _damaged(path)
     return listed.sha256 or sha256_file(path)
-
-
-def _recheck(path: Path, entry: Mapping[str, object]) -> str:
-    """The sha256 of a file that was checked before; it is hashed again only if it was touched since."""
-    digest = str(entry["sha256"])
-    if _entry(path, digest) != entry and sha256_file(path) != digest:
-        raise _damaged(path)
-    return digest
 
 
 def _damaged(path: Path) -> HubError:
@@ -142,30 +167,22 @@ def _damaged(path: Path) -> HubError:
     )
 
 
-def _entry(path: Path, digest: str) -> dict[str, object]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+def drop_damaged(folder: Path) -> list[str]:
+    """Remove from the cache the files of a commit's folder whose content is not what their blob is named by.
 
-
-def _read_record(path: Path) -> dict[str, dict[str, object]]:
-    """What an earlier call found; empty when there is nothing, or nothing sound, so that all is checked
-    anew."""
-    try:
-        content = json.loads(path.read_bytes())
-        return {
-            check_relative_path(name): {**entry, "sha256": entry["sha256"]} for name, entry in content.items()
-        }
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return {}
-
-
-def _write_record(path: Path, entries: Mapping[str, Mapping[str, object]]) -> None:
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps(entries, indent=1).encode())
-    except OSError as err:  # a cache that others own works too, only slower
-        if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
+    Returns their names. A file that is what its blob's name says came like that from the Hub, and stays.
+    """
+    damaged = []
+    for name in list_names(folder):
+        blob = (folder / name).resolve()
+        if blob.parent.name != "blobs" or not blob.is_file():  # without links the cache names no content
+            continue
+        found = {_SHA256_CHARS: sha256_file, _SHA1_CHARS: _git_blob}.get(len(blob.name))
+        if found is not None and found(blob) != blob.name:
+            blob.unlink()
+            (folder / name).unlink()
+            damaged.append(name)
+    return damaged
 
 
 def _git_blob(path: Path) -> str:

@@ -6,14 +6,17 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from adapterhub.errors import HubError, ReleaseError
 from adapterhub.hub.client import PUBLIC_HUB, hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
+
+_READ_UP_TO: Final = 1 << 20  # bytes
 
 
 def commit_files(
@@ -24,28 +27,41 @@ def commit_files(
     *,
     message: str,
     parent: str,
+    digests: Mapping[str, str] | None = None,
 ) -> CommitInfo:
     """Add or replace files and delete others in one commit onto ``parent``, the head of the main branch.
 
-    Files whose content the Hub has already are not sent. Raises ConflictError when the branch has moved from
-    ``parent``, ReleaseError when the Hub refuses the card's metadata, AuthError, HubError.
+    Files whose content the Hub has already are not sent. ``digests`` is the sha256 of files that were just
+    hashed: they are not hashed again, and a Hub refuses a large one that is something else by now. Raises
+    ConflictError when the branch has moved from ``parent``, ReleaseError when the Hub refuses the card's
+    metadata, AuthError, HubError.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     with ExitStack() as stack:
         stack.enter_context(hub_errors(api, repo))
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationDelete(name) for name in delete
-        ]
-        if _speaks_xet(api):
-            operations += [CommitOperationAdd(name, path) for name, path in add.items()]
-        else:
-            # Opened files are what huggingface_hub never sends through Xet, even with hf_xet installed.
+        additions = [CommitOperationAdd(name, path) for name, path in add.items()]
+        for addition in additions:
+            if digest := (digests or {}).get(addition.path_in_repo):
+                addition.upload_info.sha256 = bytes.fromhex(digest)
+        if not _speaks_xet(api):
             stack.enter_context(_without_hint_of_xet())
-            opened = {name: stack.enter_context(path.open("rb")) for name, path in add.items()}
-            operations += [CommitOperationAdd(name, file) for name, file in opened.items()]
+            for addition in additions:
+                addition.path_or_fileobj = stack.enter_context(_as_stream(add[addition.path_in_repo]))
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationDelete(name) for name in delete),
+            *additions,
+        ]
         stack.enter_context(_card_errors(repo))
         return api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
+
+
+def _as_stream(path: Path) -> BinaryIO:
+    """A file as huggingface_hub never sends it through Xet, even with hf_xet installed: opened.
+
+    Small ones are read, for a process may not have thousands of files open.
+    """
+    return path.open("rb") if path.stat().st_size > _READ_UP_TO else BytesIO(path.read_bytes())
 
 
 def _speaks_xet(api: HfApi) -> bool:

@@ -70,16 +70,19 @@ def sign_release(folder: Path, key: Path, password: str | None = None) -> Signer
     return Signer(sha256(public).hexdigest(), key)
 
 
-def verify_signature(folder: Path, public_keys: Sequence[Path]) -> Signer:
+def verify_signature(
+    folder: Path, public_keys: Sequence[Path], *, known: Mapping[str, str] | None = None
+) -> Signer:
     """Check every file against the manifest, then the signature against the files and one of ``public_keys``.
 
-    Works on Hub-cache snapshots, whose files are links. Each file is read once. Raises SignatureError when a
-    file was changed, added or removed, when there is no signature, when it is malformed, was made over other
-    files, or by a key that is not among ``public_keys``; ManifestError when ``folder`` is no release.
+    Works on Hub-cache snapshots, whose files are links. Each file is read once; not those in ``known``, whose
+    sha256 the caller has just found. Raises SignatureError when a file was changed, added or removed,
+    when there is no signature, when it is malformed, was made over other files, or by a key that is not among
+    ``public_keys``; ManifestError when ``folder`` is no release.
     """
     path = folder / SIGNATURE_NAME
     try:
-        digests = _checked_digests(folder)
+        digests = _checked_digests(folder, known)
     except ManifestError as err:
         if path.is_file() and (folder / MANIFEST_NAME).is_file():
             raise SignatureError(f"{err.what}, though the release was signed", _RETAKE) from err
@@ -99,19 +102,23 @@ def verify_signature(folder: Path, public_keys: Sequence[Path]) -> Signer:
 
 
 def check_signature(
-    folder: Path, keys: Sequence[Path] = (), *, require_signed: bool = False
+    folder: Path,
+    keys: Sequence[Path] = (),
+    *,
+    require_signed: bool = False,
+    known: Mapping[str, str] | None = None,
 ) -> Signer | None:
     """Check every file, and the signature as far as it can be checked with ``keys`` and the trusted keys.
 
-    Returns who signed it; None when it is unsigned or signed by a stranger, which ``require_signed``
-    refuses. Raises SignatureError for a changed file always, and for a signature that claims a known key and
-    does not hold.
+    ``known`` is the sha256 of files that the caller has just hashed: they are not read again. Returns who
+    signed it; None when it is unsigned or signed by a stranger, which ``require_signed`` refuses. Raises
+    SignatureError for a changed file always, and for a signature that claims a known key and does not hold.
     """
-    known = [*keys, *trusted_keys()]
-    if not require_signed and _is_by_stranger(folder / SIGNATURE_NAME, known):
-        _checked_digests(folder)
+    accepted = [*keys, *trusted_keys()]
+    if not require_signed and _is_by_stranger(folder / SIGNATURE_NAME, accepted):
+        _checked_digests(folder, known)
         return None
-    return verify_signature(folder, known)
+    return verify_signature(folder, accepted, known=known)
 
 
 def _is_by_stranger(signature: Path, known: Sequence[Path]) -> bool:
@@ -122,13 +129,13 @@ def _is_by_stranger(signature: Path, known: Sequence[Path]) -> bool:
     return hint not in {fingerprint(key) for key in known}
 
 
-def _checked_digests(folder: Path) -> dict[str, str]:
+def _checked_digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """The sha256 of every file of a release but its signature, each found to be what the manifest lists."""
     release = Release(folder, Manifest.read(folder))
     manifest = (folder / MANIFEST_NAME).read_bytes()
     if Manifest.from_bytes(manifest, str(folder / MANIFEST_NAME)) != release.manifest:
         raise SignatureError(f"{folder / MANIFEST_NAME} changed while it was read", "do it again")
-    release.check_files()
+    release.check_files(known=known)
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
     digests[MANIFEST_NAME] = sha256(manifest).hexdigest()
     return digests

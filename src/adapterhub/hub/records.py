@@ -1,0 +1,50 @@
+"""What was found when cached files were hashed: as long as a file is untouched, it is not hashed again."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapterhub.packaging.files import check_relative_path, write_atomic
+
+
+def read_record(path: Path, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The sha256 of files in ``folder`` that a record holds, by name, and which of them were touched since.
+
+    A file counts as touched when its size, its time of change or its inode's time of change differ, or when
+    it is gone. Both are empty when there is no record, or no sound one, so that all is hashed anew.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        entries = {check_relative_path(name): dict(entry) for name, entry in content.items()}
+        digests = {name: str(entry["sha256"]) for name, entry in entries.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return {}, []
+    touched = [name for name, entry in entries.items() if _entry(folder / name, digests[name]) != entry]
+    return digests, touched
+
+
+def write_record(path: Path, folder: Path, digests: Mapping[str, str]) -> None:
+    """Note the sha256 of files in ``folder`` as they are now; a cache that others own works without."""
+    entries = {name: _entry(folder / name, digest) for name, digest in digests.items()}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(entries, indent=1).encode())
+    except OSError as err:
+        if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+
+
+def _entry(path: Path, digest: str) -> dict[str, object] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,  # no program can set it back
+        "sha256": digest,
+    }
