@@ -12,7 +12,7 @@ from adapterhub.cards.formats import (
     interval_of,
     quantization_in_words,
 )
-from adapterhub.packaging.manifest import DatasetLock
+from adapterhub.packaging.manifest import DatasetLock, Manifest, Quantization
 
 
 def summarize(card: Card) -> str:
@@ -76,13 +76,20 @@ def limits(card: Card) -> list[str]:
     return found
 
 
+def _stored_in(manifest: Manifest) -> str | None:
+    """What a merge left the linear layers in, where it quantized them."""
+    if manifest.merge is None or manifest.merge.dtype == "bfloat16":
+        return None
+    return f" held in {quantization_in_words(Quantization(type=manifest.merge.dtype))}"
+
+
 def _what_it_is(card: Card) -> list[str]:
     manifest, base = card.manifest, card.base
     held = f" held in {quantization_in_words(base.quantization)}"
     kinds = {
         "adapter": f"is a LoRA adapter for {base.name}{held}.",
         "merged": f"is {base.name} with an adapter merged into its weights.",
-        "quantized": f"is {base.name} with an adapter merged into its weights,{held}.",
+        "quantized": f"is {base.name} with an adapter merged into its weights,{_stored_in(manifest) or held}.",
     }
     sentences = [f"{manifest.name} {manifest.version} {kinds[manifest.kind]}"]
     if manifest.task:

@@ -108,8 +108,9 @@ class Merge(Frozen):
 
     onto: Literal["original", "trained"]
     """The 16-bit weights, or what 4-bit quantization makes of them, as training saw them."""
-    dtype: Literal["bfloat16"] = "bfloat16"
-    """What the sum, made in float32, was rounded to."""
+    dtype: Literal["bfloat16", "nf4", "fp4", "int8"] = "bfloat16"
+    """What the sum, made in float32, was rounded to: in the linear layers for the quantized ones, whose other
+    tensors are in bfloat16."""
 
 
 class FileEntry(Frozen):
@@ -142,7 +143,7 @@ class Manifest(Frozen):
     datasets: tuple[DatasetLock, ...] = ()
     parent: Parent | None = None
     merge: Merge | None = None
-    """For merged releases only."""
+    """For merged and quantized releases only."""
     tools: dict[str, str] = {}
     """Package name to version, of everything that had a hand in it."""
     hardware: Hardware | None = None

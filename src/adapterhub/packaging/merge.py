@@ -1,14 +1,14 @@
 """Merging an adapter into its base: W + s·B·A, streamed from safetensors to safetensors.
 
-Arithmetic is in float32 and rounded once, to bfloat16. ``onto="original"`` adds to the base's own weights;
-``onto="trained"`` adds to what 4-bit quantization makes of them, which is what the optimizer saw in QLoRA
-(https://arxiv.org/abs/2305.14314), and so replaces every quantized weight, adapted or not.
+Arithmetic is in float32 and rounded once, to bfloat16 or to a quantized weight's codes. ``onto="original"``
+adds to the base's own weights; ``onto="trained"`` adds to what 4-bit quantization makes of them, which is
+what the optimizer saw in QLoRA (https://arxiv.org/abs/2305.14314), and so replaces every quantized weight,
+adapted or not.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
 import time
@@ -26,17 +26,18 @@ from adapterhub.packaging.base import check_base, check_config, weight_files
 from adapterhub.packaging.checkpoint import Checkpoint, open_checkpoint
 from adapterhub.packaging.companions import write_companions
 from adapterhub.packaging.files import sha256_file, staged_folder
+from adapterhub.packaging.layout import Storage, Stored
 from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, FileEntry, Merge, Parent, Quantization
 from adapterhub.packaging.release import Release, new_release
 from adapterhub.packaging.shards import Progress, Rewrite, rewrite_files
-from adapterhub.packaging.sums import SumPlan, plan_sums, target_dtype
-from adapterhub.packaging.tensors import DTYPE_BYTES, encode_header
+from adapterhub.packaging.sums import SumPlan, plan_sums
+from adapterhub.packaging.tensors import TensorFile, encode_header
 from adapterhub.version import __version__
 
 Onto = Literal["original", "trained"]
 
 _SPARE_BYTES = 64 * 1024 * 1024
-_SUFFIX = "-merged"
+_SUFFIXES: dict[Storage, str] = {"bf16": "-merged", "nf4": "-nf4", "fp4": "-fp4", "int8": "-int8"}
 _MAX_NAME = 96
 
 
@@ -46,14 +47,17 @@ class MergeReport:
 
     out: Path
     onto: Onto
+    storage: Storage
     quantization: Quantization | None
     """What the base's linear layers went through; None when they kept their own weights."""
     tensors: int
-    """All tensors of the checkpoint."""
+    """All tensors of the base."""
     merged: int
     """Those that an adapter was added to."""
     requantized: int
     """Those that went through 4 bits."""
+    quantized: int
+    """Those that are stored quantized."""
     size: int
     """Bytes of the new tensors."""
     seconds: float
@@ -67,15 +71,17 @@ def merge_adapter(
     out: Path,
     *,
     onto: Onto,
+    storage: Storage = "bf16",
     threads: int | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> MergeReport:
     """Merge the adapter in ``adapter`` into the checkpoint ``base``, and write a checkpoint to ``out``.
 
-    ``adapter`` is a release's folder or a plain PEFT one. The result has the base's shards and index, its
-    weights in bfloat16, and loads with transformers alone. Of a release it is a release too, of kind
-    ``merged``, and the base must have the digests that the adapter's manifest names. ``threads`` defaults
-    to the processors at hand and changes no byte of the weights.
+    ``adapter`` is a release's folder or a plain PEFT one. The result has the base's shards, its
+    weights in bfloat16 or (all linear layers but the head) quantized to ``storage`` by rounding to nearest,
+    and loads with transformers alone. Of a release it is a release too, of kind ``merged`` or ``quantized``,
+    and the base must have the digests that the adapter's manifest names. ``threads`` defaults to the
+    processors at hand and changes no byte of the weights.
 
     Raises ReleaseError when a factor matches nothing in the base or cannot be merged right, or when ``out``
     exists; BaseMismatchError for another base; SignatureError for a changed file of the release; OSError
@@ -88,10 +94,10 @@ def merge_adapter(
         check_config(lock, base)
     checkpoint = open_checkpoint(base)
     quantization = _quantization(source, onto)
-    plan = plan_sums(read_adapter(adapter), checkpoint, quantization)
-    _check_space(out, checkpoint)
+    plan = plan_sums(read_adapter(adapter), checkpoint, quantization, storage)
+    _check_space(out, checkpoint, plan)
     written: dict[str, FileEntry] = {}
-    with _target(out, source, onto, written) as staging:
+    with _target(out, source, onto, storage, written) as staging:
         with _one_thread_each():
             shards = rewrite_files(
                 _rewrites(checkpoint, plan, staging),
@@ -102,15 +108,17 @@ def merge_adapter(
         written.update({name: digests.target for name, digests in shards.items()})
         if lock is not None:
             _check_weights(lock, base, {name: digests.source_sha256 for name, digests in shards.items()})
-        write_companions(checkpoint, adapter, staging)
+        write_companions(checkpoint, plan.layout, adapter, staging)
     return MergeReport(
         out=out,
         onto=onto,
+        storage=storage,
         quantization=quantization,
         tensors=len(checkpoint.tensors),
         merged=len(plan.pairs),
         requantized=len(plan.quantized),
-        size=_new_size(checkpoint),
+        quantized=len(plan.layout.quantized),
+        size=_new_size(checkpoint, plan),
         seconds=time.monotonic() - started,
         release=Release.open(out) if source else None,
     )
@@ -148,35 +156,41 @@ def _check_weights(lock: BaseLock, base: Path, digests: dict[str, str]) -> None:
     check_base(lock, base, digests | others)
 
 
-def _new_size(checkpoint: Checkpoint) -> int:
+def _new_size(checkpoint: Checkpoint, plan: SumPlan) -> int:
     """Bytes of the new shards, but for their headers."""
-    entries = checkpoint.tensors.values()
-    return sum(math.prod(entry.shape) * DTYPE_BYTES[target_dtype(entry)] for entry in entries)
+    return sum(part.size for shard in checkpoint.shards for part in _stored(plan, shard))
 
 
-def _check_space(out: Path, checkpoint: Checkpoint) -> None:
+def _stored(plan: SumPlan, shard: TensorFile) -> list[Stored]:
+    """The tensors of a new shard, in order."""
+    return [part for parts in plan.layout.of_shard(shard).values() for part in parts]
+
+
+def _check_space(out: Path, checkpoint: Checkpoint, plan: SumPlan) -> None:
     """Raise OSError (ENOSPC) before the work rather than at its end."""
-    needed = _new_size(checkpoint) + _SPARE_BYTES
+    needed = _new_size(checkpoint, plan) + _SPARE_BYTES
     folder = next(parent for parent in out.absolute().parents if parent.is_dir())
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed", str(folder))
 
 
 @contextmanager
-def _target(out: Path, source: Release | None, onto: Onto, written: dict[str, FileEntry]) -> Iterator[Path]:
+def _target(
+    out: Path, source: Release | None, onto: Onto, storage: Storage, written: dict[str, FileEntry]
+) -> Iterator[Path]:
     """The staging folder of ``out``, a release's when the adapter is one; ``written`` are the shards."""
     if source is None:
         with staged_folder(out) as staging:
             yield staging
         return
     adapter = source.manifest
-    tools = {"adapterhub": __version__} | {name: version(name) for name in _tools(onto)}
+    tools = {"adapterhub": __version__} | {name: version(name) for name in _tools(onto, storage)}
     draft = adapter.model_copy(
         update={
-            "name": adapter.name[: _MAX_NAME - len(_SUFFIX)] + _SUFFIX,
+            "name": adapter.name[: _MAX_NAME - len(_SUFFIXES[storage])] + _SUFFIXES[storage],
             "created": datetime.now(UTC).replace(microsecond=0),
-            "kind": "merged",
-            "merge": Merge(onto=onto),
+            "kind": "merged" if storage == "bf16" else "quantized",
+            "merge": Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage),
             "parent": Parent(ref=f"{adapter.name}@{adapter.version}", manifest_sha256=source.digest),
             "tools": tools,
             "hardware": None,
@@ -187,8 +201,9 @@ def _target(out: Path, source: Release | None, onto: Onto, written: dict[str, Fi
         yield staging
 
 
-def _tools(onto: Onto) -> tuple[str, ...]:
-    return ("torch", "bitsandbytes") if onto == "trained" else ("torch",)
+def _tools(onto: Onto, storage: Storage) -> tuple[str, ...]:
+    """What computed: LLM.int8() is a division and a rounding, and needs torch alone."""
+    return ("torch", "bitsandbytes") if onto == "trained" or storage in ("nf4", "fp4") else ("torch",)
 
 
 def _rewrites(checkpoint: Checkpoint, plan: SumPlan, folder: Path) -> list[Rewrite]:
@@ -198,7 +213,7 @@ def _rewrites(checkpoint: Checkpoint, plan: SumPlan, folder: Path) -> list[Rewri
             source=shard,
             target=folder / shard.path.name,
             header=encode_header(
-                ((entry.name, target_dtype(entry), entry.shape) for entry in shard.entries), shard.metadata
+                ((part.name, part.dtype, part.shape) for part in _stored(plan, shard)), shard.metadata
             ),
             pieces=plan.pieces(shard),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ DENSE_MODEL_TYPES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2",
     "granite",
 )  # fmt: skip
+# On import bitsandbytes advises an inference kernel that quantizing does not use.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 _IN_A_LAYER = re.compile(r"(?:.*\.)?layers\.\d+\..+\.weight")
 # Quantized at a time: fits the processor's cache, and a whole number of blocks of any size bitsandbytes has.
 _CHUNK = 1 << 18
@@ -35,7 +39,7 @@ def quantized_names(config: Mapping[str, Any], tensors: Iterable[TensorEntry]) -
     if model_type not in DENSE_MODEL_TYPES:
         raise ReleaseError(
             f"which weights of a {model_type!r} model are quantized is not known here",
-            f"merge --onto original; --onto trained knows {', '.join(DENSE_MODEL_TYPES)}",
+            f"merge --onto original --to bf16; else this knows {', '.join(DENSE_MODEL_TYPES)}",
         )
     return {entry.name for entry in tensors if len(entry.shape) == 2 and _IN_A_LAYER.fullmatch(entry.name)}
 

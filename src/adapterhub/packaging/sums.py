@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,16 @@ from typing import TYPE_CHECKING
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.adapter import Adapter, LoraPair
 from adapterhub.packaging.checkpoint import Checkpoint
+from adapterhub.packaging.layout import (
+    BLOCK,
+    PLAIN_DTYPE,
+    Layout,
+    Quantized4bit,
+    Storage,
+    Stored,
+    encode_4bit,
+    encode_int8,
+)
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.packaging.quantized import quantized_names, through_4bit_
 from adapterhub.packaging.shards import Change, Piece
@@ -20,7 +31,6 @@ if TYPE_CHECKING:
 
     LoadPair = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
-TARGET_DTYPE = "BF16"
 # Bytes changed at a time: large enough to make calls cheap, small enough that a dozen in flight stay under
 # 100 MB.
 PIECE_BYTES = 4 * 1024 * 1024
@@ -41,34 +51,41 @@ class SumPlan:
     quantized: frozenset[str]
     """The weights that go through 4 bits first."""
     quantization: Quantization | None
+    layout: Layout
+    """What the results are stored as."""
 
     def pieces(self, shard: TensorFile) -> list[Piece]:
         """The pieces of one shard in order, covering every tensor."""
         load = lru_cache(maxsize=_PAIRS_KEPT)(self.adapter.load_pair)
-        return [piece for entry in shard.entries for piece in self._pieces_of(entry, load)]
+        stored = self.layout.of_shard(shard)
+        return [
+            piece for entry in shard.entries for piece in self._pieces_of(entry, stored[entry.name], load)
+        ]
 
-    def _pieces_of(self, entry: TensorEntry, load: LoadPair) -> list[Piece]:
+    def _pieces_of(self, entry: TensorEntry, stored: list[Stored], load: LoadPair) -> list[Piece]:
         pair = self.pairs.get(entry.name)
         add = partial(_add, pair, self.adapter.config.fan_in_fan_out, load) if pair else None
+        if entry.name in self.layout.quantized:
+            through = self.quantization if entry.name in self.quantized else None
+            store = _stored_in_int8 if self.layout.storage == "int8" else _stored_in_4bit
+            return [Piece(entry.offset, entry.size, partial(store, entry, stored, through, add))]
         if entry.name in self.quantized:
             assert self.quantization is not None
             return [Piece(entry.offset, entry.size, partial(_requantized, entry, self.quantization, add))]
         if add is not None:
             return _cut(entry, entry.shape[1], lambda first: partial(_added, entry, first, add))
-        if entry.dtype in FLOATS and entry.dtype != TARGET_DTYPE:
+        if entry.dtype in FLOATS and entry.dtype != PLAIN_DTYPE:
             return _cut(entry, 1, lambda _first: partial(_rounded, entry.dtype))
         return _cut(entry, 1, lambda _first: None)
 
 
-def target_dtype(entry: TensorEntry) -> str:
-    """What a tensor is written as: bfloat16 where it held floats, its own dtype elsewhere."""
-    return TARGET_DTYPE if entry.dtype in FLOATS else entry.dtype
-
-
-def plan_sums(adapter: Adapter, checkpoint: Checkpoint, quantization: Quantization | None) -> SumPlan:
+def plan_sums(
+    adapter: Adapter, checkpoint: Checkpoint, quantization: Quantization | None, storage: Storage = "bf16"
+) -> SumPlan:
     """Match every factor with a weight of the base.
 
-    ``quantization`` is what the base's linear layers went through, None to add to them as they are. Raises
+    ``quantization`` is what the base's linear layers went through, None to add to them as they are;
+    ``storage`` is what the linear layers are stored as, adapted or not. Raises
     ReleaseError when the adapter has settings or tensors that cannot be merged right, when a factor matches
     no weight or one of another shape, and when the base's weights are not 16- or 32-bit floats.
     """
@@ -97,8 +114,11 @@ def plan_sums(adapter: Adapter, checkpoint: Checkpoint, quantization: Quantizati
             raise ReleaseError(
                 f"{name!r} is {entry.dtype} in {checkpoint.folder}", "name the base in 16-bit weights"
             )
-    quantized = quantized_names(checkpoint.config, checkpoint.tensors.values()) if quantization else set()
-    return SumPlan(adapter, pairs, frozenset(quantized), quantization)
+    linear: frozenset[str] = frozenset()
+    if quantization or storage != "bf16":
+        linear = frozenset(quantized_names(checkpoint.config, checkpoint.tensors.values()))
+    layout = Layout(storage, linear if storage != "bf16" else frozenset())
+    return SumPlan(adapter, pairs, linear if quantization else frozenset(), quantization, layout)
 
 
 def _check_settings(adapter: Adapter) -> None:
@@ -161,7 +181,7 @@ def _added(
     import torch
 
     weight = _tensor(view, entry.dtype).view(-1, entry.shape[1])
-    if entry.dtype != TARGET_DTYPE:
+    if entry.dtype != PLAIN_DTYPE:
         weight = weight.to(torch.float32)
     add(weight, first)
     return _bytes(weight.to(torch.bfloat16))
@@ -174,13 +194,83 @@ def _requantized(
     view: memoryview,
 ) -> memoryview:
     """The whole of W through 4 bits, with s·B·A added."""
-    import torch
-
-    weight = _tensor(view, entry.dtype).to(torch.bfloat16).view(entry.shape)
-    through_4bit_(weight, quantization)
+    weight = _through(entry, quantization, view)
     if add is not None:
         add(weight, 0)
     return _bytes(weight)
+
+
+def _stored_in_4bit(
+    entry: TensorEntry,
+    stored: list[Stored],
+    through: Quantization | None,
+    add: Callable[[torch.Tensor, int], None] | None,
+    view: memoryview,
+) -> memoryview:
+    """The sum, rounded once: from float32 to the nearest codes."""
+    import torch
+    from bitsandbytes import functional as bnb
+
+    kind = stored[2].name.rpartition("__")[2]
+    codes, scales = [], []
+    for rows in _summed_rows(entry, through, add, view):
+        packed, state = bnb.quantize_4bit(
+            rows.view(-1), blocksize=BLOCK, compress_statistics=False, quant_type=kind
+        )
+        codes.append(packed.view(-1))
+        scales.append(state.absmax)
+    weight = Quantized4bit(torch.cat(codes), torch.cat(scales), state.code)
+    return encode_4bit(weight, stored, entry.shape)
+
+
+def _stored_in_int8(
+    entry: TensorEntry,
+    _stored: list[Stored],
+    through: Quantization | None,
+    add: Callable[[torch.Tensor, int], None] | None,
+    view: memoryview,
+) -> memoryview:
+    """The sum, rounded once: from float32 to int8 by each row's largest value (LLM.int8(), section 3.1)."""
+    import torch
+
+    codes, scales = [], []
+    for rows in _summed_rows(entry, through, add, view):
+        largest = rows.abs().amax(dim=1)
+        # A row of zeros has codes of zero, whatever its scale.
+        codes.append(torch.round(rows * (127 / largest.clamp_min(1e-30)).unsqueeze(1)).to(torch.int8))
+        scales.append(largest)
+    return encode_int8(torch.cat(codes), torch.cat(scales))
+
+
+def _summed_rows(
+    entry: TensorEntry,
+    through: Quantization | None,
+    add: Callable[[torch.Tensor, int], None] | None,
+    view: memoryview,
+) -> Iterator[torch.Tensor]:
+    """W + s·B·A in float32, some rows at a time that end where a block ends."""
+    import torch
+
+    columns = entry.shape[1]
+    if through is not None:
+        weight = _through(entry, through, view)
+    else:
+        weight = _tensor(view, entry.dtype).view(entry.shape)
+    whole = BLOCK // math.gcd(columns, BLOCK)
+    step = whole * max(1, _PRODUCT_ITEMS // (columns * whole))
+    for first in range(0, entry.shape[0], step):
+        rows = weight[first : first + step].to(torch.float32)
+        if add is not None:
+            add(rows, first)
+        yield rows
+
+
+def _through(entry: TensorEntry, quantization: Quantization, view: memoryview) -> torch.Tensor:
+    """W as training saw it, bfloat16."""
+    import torch
+
+    weight = _tensor(view, entry.dtype).to(torch.bfloat16).view(entry.shape)
+    return through_4bit_(weight, quantization)
 
 
 def _add(pair: LoraPair, transposed: bool, load: LoadPair, weight: torch.Tensor, first: int) -> None:
