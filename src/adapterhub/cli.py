@@ -24,6 +24,7 @@ COMMANDS = {
     "keygen": "adapterhub.commands.signing",
     "sign": "adapterhub.commands.signing",
     "verify": "adapterhub.commands.signing",
+    "scan": "adapterhub.commands.scanning",
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
     "fidelity": "adapterhub.commands.fidelity",

@@ -83,9 +83,10 @@ def load_release(
     """Load an opened release, whose files were checked by its opener; see ``load_adapter``.
 
     Returns (peft.PeftModel over the base, tokenizer) for an adapter, (model, tokenizer) for a merged
-    checkpoint; in evaluation mode. Raises ReleaseError for a data set, and for an adapter that its own
-    configuration breaks.
+    checkpoint; in evaluation mode. Raises ReleaseError for a data set, for an adapter that its own
+    configuration breaks, and for what `adapterhub scan` finds to be of severity high.
     """
+    from adapterhub.packaging.scan.report import check_loadable
     from adapterhub.trainer.model import load_base, load_tokenizer
     from adapterhub.trainer.template import end_token_id
 
@@ -95,6 +96,7 @@ def load_release(
             f"{release.path} is a {manifest.kind} release, not a model", "name an adapter release"
         )
     device = device or default_device()
+    check_loadable(release.path)  # before anything of it is opened
     tokenizer = load_tokenizer(release.path)
     if manifest.kind == "adapter":
         folder = find_base(manifest.base, base, endpoint=endpoint, token=token, any_base=any_base)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_PICKLE_NAME = "adapter_model.bin"
+PICKLE_NAME = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_RANK = 65536
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -157,9 +157,9 @@ def read_adapter(folder: Path) -> Adapter:
     config = _read_config(folder / CONFIG_NAME)
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
-        if (folder / _PICKLE_NAME).is_file():
+        if (folder / PICKLE_NAME).is_file():
             raise ReleaseError(
-                f"{folder / _PICKLE_NAME} is a pickle, which can run code when opened",
+                f"{folder / PICKLE_NAME} is a pickle, which can run code when opened",
                 "ask its maker for adapter_model.safetensors (peft writes it by default)",
             )
         raise ReleaseError(f"{folder} holds no {WEIGHTS_NAME}", "name the folder of a PEFT adapter")
