@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "adapterhub.commands.training",
     "eval": "adapterhub.commands.evidence",
     "card": "adapterhub.commands.evidence",
+    "failures": "adapterhub.commands.failures",
     "arena": "adapterhub.commands.arena",
     "keygen": "adapterhub.commands.signing",
     "sign": "adapterhub.commands.signing",

@@ -24,7 +24,7 @@ from adapterhub.packaging.evidence import FAILURES, FailureCase, read_failures
 
 def question(prompt: str, reference: str) -> Question:
     return Question(
-        ({"role": "user", "content": prompt},), reference, [1], [1, 2], [-100, 2], "test.jsonl, line 1"
+        ({"role": "user", "content": prompt},), [1], "test.jsonl, line 1", reference, [1, 2], [-100, 2]
     )
 
 

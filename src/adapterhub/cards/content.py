@@ -26,6 +26,7 @@ def gather(card: Card) -> dict[str, Any]:
         "recipe": _to_yaml(card.manifest.recipe),
         "commands": {
             "measure": provenance.command_to_measure(card),
+            "replay": provenance.command_to_replay(card),
             "verify": provenance.commands_to_verify(card),
         },
     }

@@ -73,7 +73,7 @@ def evaluate(
     began = time.perf_counter()
     base, base_losses = _measure_side(model, tokenizer, questions, decoding, "base", report)
     adapter, adapter_losses = _measure_side(model, tokenizer, questions, decoding, "adapter", report)
-    settings = _describe(tokenizer, decoding)
+    settings = describe_decoding(tokenizer, decoding)
     scores = ScoresEvidence(
         adapter_sha256=subject.adapter_sha256,
         data=subject.data,
@@ -138,7 +138,7 @@ def _find_example(questions: Sequence[Question], answers: Sequence[Answer]) -> E
     return Example(messages=question.messages, answer=answer.text)
 
 
-def _describe(tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> dict[str, Any]:
+def describe_decoding(tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> dict[str, Any]:
     """The decoding settings as they stand in the evidence."""
     return {
         "method": "greedy",

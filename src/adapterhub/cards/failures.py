@@ -9,9 +9,11 @@ from difflib import SequenceMatcher
 from hashlib import sha256
 from typing import Any
 
+from adapterhub.cards.checks import passes, read_check
 from adapterhub.cards.generation import Answer
 from adapterhub.cards.questions import Question
 from adapterhub.cards.scores import is_exact
+from adapterhub.errors import DataError
 from adapterhub.packaging.evidence import FailureCase
 
 EMPTY_ANSWER = "empty_answer"
@@ -83,11 +85,54 @@ def count_classes(cases: Sequence[FailureCase]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def add_case(
+    cases: Sequence[FailureCase],
+    messages: Sequence[dict[str, str]],
+    expected: dict[str, Any],
+    *,
+    adapter: Answer,
+    base: Answer,
+    decoding: dict[str, Any],
+    version: str,
+    note: str | None,
+) -> tuple[FailureCase, ...]:
+    """``cases`` and one that a person found.
+
+    Raises DataError when the adapter answers it right, or when it is recorded already.
+    """
+    case_id = failure_id(messages, expected)
+    if passes(read_check(expected, case_id), adapter.text, case_id):
+        raise DataError(
+            f"the adapter passes this check: it answers {adapter.text!r}",
+            "nothing to record; tighten the check if that answer is wrong",
+        )
+    if any(case.id == case_id for case in cases):
+        raise DataError(f"case {case_id} is recorded already", "see it with `adapterhub failures list`")
+    case = FailureCase(
+        id=case_id,
+        failure_class=classify(adapter, str(expected.get("value", ""))),
+        messages=tuple(messages),
+        decoding=decoding,
+        expected=expected,
+        observed=adapter.text,
+        base_answer=base.text,
+        since=version,
+        added=True,
+        note=note,
+    )
+    return (*cases, case)
+
+
+def keep_added(cases: Sequence[FailureCase], known: Sequence[FailureCase]) -> tuple[FailureCase, ...]:
+    """What a measurement found, and the ``known`` cases that a person added, which it did not ask."""
+    found = {case.id for case in cases}
+    return (*cases, *(case for case in known if case.added and case.id not in found))
+
+
 def is_regression(case: FailureCase) -> bool:
     """Whether the base answers right what the adapter fails."""
-    return case.expected.get("type") == "exact" and is_exact(
-        case.base_answer, str(case.expected.get("value"))
-    )
+    where = f"failure case {case.id}"
+    return passes(read_check(case.expected, where), case.base_answer, where)
 
 
 def expected_text(case: FailureCase) -> str:

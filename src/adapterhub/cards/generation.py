@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.cards.questions import Question
+from adapterhub.cards.questions import Prompt
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Report = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
@@ -43,9 +43,9 @@ class Answer:
 
 
 def generate_answers(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    questions: Sequence[Prompt],
     decoding: Decoding,
     report: Report,
 ) -> list[Answer]:
@@ -67,16 +67,17 @@ def generate_answers(
     return [answer for answer in answers if answer is not None]
 
 
-def batches(questions: Sequence[Question], decoding: Decoding) -> list[list[int]]:
+def batches(questions: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
     """Indices of ``questions`` in batches, longest prompts first (what does not fit in memory shows at once).
 
     A batch may generate up to the context less its longest prompt; a question whose reference would then
-    be cut starts a new batch.
+    be cut (or that has none, and would have less than it may take) starts a new batch.
     """
     order = sorted(range(len(questions)), key=lambda index: (-len(questions[index].prompt_ids), index))
     result: list[list[int]] = []
     for index in order:
-        needed = min(questions[index].reference_tokens, decoding.max_new_tokens)
+        reference_tokens = questions[index].reference_tokens
+        needed = min(reference_tokens or decoding.max_new_tokens, decoding.max_new_tokens)
         if (
             result
             and len(result[-1]) < decoding.batch_size
@@ -88,14 +89,14 @@ def batches(questions: Sequence[Question], decoding: Decoding) -> list[list[int]
     return result
 
 
-def _room(questions: Sequence[Question], batch: Sequence[int], decoding: Decoding) -> int:
+def _room(questions: Sequence[Prompt], batch: Sequence[int], decoding: Decoding) -> int:
     """New tokens the batch may take; its first question has the longest prompt."""
     if decoding.context is None:
         return decoding.max_new_tokens
     return min(decoding.max_new_tokens, decoding.context - len(questions[batch[0]].prompt_ids))
 
 
-def _continue(model: PeftModel, prompts: Sequence[list[int]], decoding: Decoding) -> list[list[int]]:
+def _continue(model: Any, prompts: Sequence[list[int]], decoding: Decoding) -> list[list[int]]:
     """New tokens after each prompt, up to the batch's end: what follows a row's end token is padding."""
     import torch
 
@@ -121,11 +122,11 @@ def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], end_tokens: Seq
 
 
 @contextmanager
-def _plain_greedy(model: PeftModel, decoding: Decoding) -> Iterator[None]:
+def _plain_greedy(model: Any, decoding: Decoding) -> Iterator[None]:
     """Generate greedily and nothing else: the base's own settings (sampling, penalties) stand aside."""
     from transformers import GenerationConfig
 
-    inner: Any = model.get_base_model()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = inner.generation_config
     inner.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=list(decoding.end_tokens), pad_token_id=decoding.end_tokens[0]

@@ -42,8 +42,12 @@ def describe_failures(card: Card) -> str:
         return f"None among {rows} that were asked. That is no claim about other questions."
     count = len(card.failures)
     found = f"{count:,} recorded {'case' if count == 1 else 'cases'}"
-    if card.scores:
+    added = sum(case.added for case in card.failures)
+    if added == count:
+        found += ", added by hand"
+    elif card.scores:
         found += f" from {card.scores.data.rows:,} rows"
+        found += f", {added:,} of them added by hand" if added else ""
     regressed = card.regressions
     base = (
         f"the base answers {regressed:,} of them right"

@@ -8,6 +8,7 @@ from shlex import quote
 from adapterhub.cards.card import ADAPTER_WEIGHTS, Card
 from adapterhub.cards.escaping import one_line
 from adapterhub.cards.formats import hardware_in_words, in_days, quantization_in_full
+from adapterhub.cards.snippets import is_pinned
 from adapterhub.packaging.manifest import DatasetLock
 
 NOT_RECORDED = "not recorded"
@@ -80,6 +81,12 @@ def command_to_measure(card: Card) -> str:
         if isinstance(settings.get(name), int)
     ]
     return f"adapterhub eval {card.folder} {' '.join(options)}\n"
+
+
+def command_to_replay(card: Card) -> str:
+    """The command that asks the recorded failure cases again."""
+    base = "" if is_pinned(card) else f" --base {quote('./' + card.base.name.rpartition('/')[2])}"
+    return f"adapterhub failures run {card.folder}{base}\n"
 
 
 def _describe_data(data: DatasetLock) -> list[Fact]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.errors import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -14,21 +16,32 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Question:
-    """One held-out row, ready to be asked and scored."""
+class Prompt:
+    """A conversation that the assistant is to go on, ready to be asked."""
 
     messages: tuple[dict[str, str], ...]
-    """The prompt: every message before the last, ``role`` and ``content``."""
+    """``role`` and ``content``."""
+    prompt_ids: list[int]
+    """The messages through the chat template, generation prompt included. Length P."""
+    where: str
+    """Where it stands, like ``test.jsonl, line 12``."""
+
+    @property
+    def reference_tokens(self) -> int | None:
+        """Tokens that a right answer takes, its end token included; None when that is not known."""
+        return None
+
+
+@dataclass(frozen=True)
+class Question(Prompt):
+    """One held-out row, ready to be asked and scored: the prompt is every message before the last."""
+
     reference: str
     """The last message's content: what the assistant should answer."""
-    prompt_ids: list[int]
-    """The prompt through the chat template, generation prompt included. Length P."""
     input_ids: list[int]
     """The whole conversation as tokens. Length T."""
     labels: list[int]
     """``input_ids`` where the assistant speaks, its end token included; ``IGNORED`` elsewhere. Length T."""
-    where: str
-    """Where the row stands, like ``test.jsonl, line 12``."""
 
     @property
     def reference_tokens(self) -> int:
@@ -49,6 +62,23 @@ class Question:
         )
 
 
+def pose_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], where: str) -> Prompt:
+    """The prompt in ``messages``. Raises DataError when the chat template refuses them."""
+    import jinja2
+
+    try:
+        prompt_ids: Any = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=False
+        )
+    except jinja2.TemplateError as err:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(
+            f"{where}: the chat template refuses these messages ({roles}): {err}",
+            "ask in the roles that the adapter was trained with",
+        ) from err
+    return Prompt(tuple(messages), list(prompt_ids), where)
+
+
 def pose(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[dict[str, str]],
@@ -61,11 +91,10 @@ def pose(
 
     ``input_ids`` and ``labels`` (length T) are the row as it was encoded for training.
     """
-    prompt = tuple(messages[:-1])
-    prompt_ids: Any = tokenizer.apply_chat_template(
-        list(prompt), add_generation_prompt=True, return_dict=False
+    prompt = pose_prompt(tokenizer, messages[:-1], where)
+    return Question(
+        prompt.messages, prompt.prompt_ids, where, messages[-1]["content"], input_ids=input_ids, labels=labels
     )
-    return Question(prompt, messages[-1]["content"], list(prompt_ids), input_ids, labels, where)
 
 
 def answer_budget(questions: Sequence[Question]) -> int:

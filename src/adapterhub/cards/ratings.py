@@ -200,10 +200,10 @@ def _estimate(wins: Floats) -> Floats:
 def _is_connected(wins: Floats) -> NDArray[np.bool_]:
     """For each of (batch, systems, systems): whether paths of wins lead from every system to every other."""
     systems = wins.shape[1]
-    reach: NDArray[np.bool_] = np.logical_or(wins > 0, np.eye(systems, dtype=bool))
+    reach: Any = (wins > 0) | np.eye(systems, dtype=bool)
     for _ in range(systems.bit_length()):  # each squaring doubles the length of the paths
         paths = reach.astype(np.float64)
-        reach = np.greater(paths @ paths, 0)
+        reach = paths @ paths > 0
     connected: NDArray[np.bool_] = reach.all(axis=(1, 2))
     return connected
 

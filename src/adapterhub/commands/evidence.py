@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from adapterhub.errors import ManifestError, ReleaseError
 if TYPE_CHECKING:
     from adapterhub.cards.evaluation import Evaluation
     from adapterhub.cards.questions import Question
+    from adapterhub.packaging.evidence import FailureCase
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import Row
 
@@ -49,21 +51,24 @@ def eval_command(
     Both answer each row greedily (exact match with its last assistant message) and are scored by their
     held-out loss. Scores and failure cases are written into the release, under evidence/.
     """
-    from adapterhub.cards.failures import to_jsonl
+    from adapterhub.cards.failures import keep_added, to_jsonl
     from adapterhub.packaging.evidence import FAILURES, SCORES, to_json
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import read_rows
 
     opened = Release.open(release)
-    _refuse_what_cannot_be_measured(opened)
+    refuse_what_cannot_be_measured(opened)
     rows = read_rows(data, "test")[:limit]
-    evaluation = _evaluate(opened, data, rows, base, limit, batch_size, max_new_tokens)
+    known = _known_cases(opened)
+    evaluation = _evaluate(opened, known, data, rows, base, limit, batch_size, max_new_tokens)
+    evaluation = replace(evaluation, failures=keep_added(evaluation.failures, known))
     opened.with_files({SCORES: to_json(evaluation.scores), FAILURES: to_jsonl(evaluation.failures)})
     click.echo(_as_json(opened, evaluation) if as_json else _as_table(evaluation))
 
 
 def _evaluate(
     release: Release,
+    known: tuple[FailureCase, ...],
     data: Path,
     rows: list[Row],
     base: Path | None,
@@ -88,7 +93,7 @@ def _evaluate(
     decoding = Decoding(
         max_new_tokens=max_new_tokens or answer_budget(questions),
         batch_size=batch_size,
-        end_tokens=_end_tokens(tokenizer, model),
+        end_tokens=end_tokens(tokenizer, model),
         context=context,
     )
     subject = Subject(
@@ -100,12 +105,12 @@ def _evaluate(
         tools=_tools(),
         hardware=detect_hardware(),
     )
-    known = _known_cases(release)
+    since = {case.id: case.since for case in known}
     with progress_on_stderr() as report:
-        return evaluate(model, tokenizer, questions, decoding, subject, since=known, report=report)
+        return evaluate(model, tokenizer, questions, decoding, subject, since=since, report=report)
 
 
-def _refuse_what_cannot_be_measured(release: Release) -> None:
+def refuse_what_cannot_be_measured(release: Release) -> None:
     """Before the long work, say what would only show after it."""
     if release.manifest.kind != "adapter":
         raise ReleaseError(
@@ -151,11 +156,12 @@ def _pose(tokenizer: Any, rows: list[Row], context: int | None) -> tuple[list[Ro
     return [row for row, _ in kept], [question for _, question in kept], len(too_long)
 
 
-def _end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
+def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """What ends an answer: the template's end token, then the tokenizer's and the base's own."""
     from adapterhub.trainer.template import end_token_id
 
-    configured = model.get_base_model().generation_config.eos_token_id
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    configured = inner.generation_config.eos_token_id
     others = configured if isinstance(configured, list) else [configured]
     found = [end_token_id(tokenizer), tokenizer.eos_token_id, *others]
     return tuple(dict.fromkeys(token for token in found if token is not None))
@@ -168,15 +174,15 @@ def _tools() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def _known_cases(release: Release) -> dict[str, str]:
-    """The version that first failed each case recorded before, by its id."""
+def _known_cases(release: Release) -> tuple[FailureCase, ...]:
+    """The cases recorded before."""
     from adapterhub.packaging.evidence import read_failures
 
     try:
-        return {case.id: case.since for case in read_failures(release.path) or ()}
+        return read_failures(release.path) or ()
     except ManifestError as err:
         click.echo(f"{err.what}; it is replaced", err=True)
-        return {}
+        return ()
 
 
 def _as_json(release: Release, evaluation: Evaluation) -> str:

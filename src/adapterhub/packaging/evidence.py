@@ -147,6 +147,10 @@ class FailureCase(Frozen):
     verdict: Literal["fail"] = "fail"
     since: str
     """The version that first failed it."""
+    added: bool = False
+    """Whether a person added it, rather than a measurement of rows; measuring again keeps it."""
+    note: str | None = None
+    """What that person says of it."""
 
 
 class LayerError(Frozen):
@@ -230,8 +234,11 @@ def read_failures(folder: Path) -> tuple[FailureCase, ...] | None:
     Raises ManifestError naming the line that is not a failure case.
     """
     path = folder / FAILURES
-    if not path.is_file():
-        return None
+    return read_cases(path) if path.is_file() else None
+
+
+def read_cases(path: Path) -> tuple[FailureCase, ...]:
+    """The failure cases of a JSONL file. Raises ManifestError naming the line that is not one."""
     cases = []
     # Bytes split at line feeds only; text would also split at U+2028 and the like, which answers may hold.
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
