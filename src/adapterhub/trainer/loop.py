@@ -53,6 +53,8 @@ class AdapterTrainer(Trainer):
             callbacks=[_Watcher(self, progress, held_out, eval_every)],
             optimizers=(optimizer, None),
         )
+        if self.fast is not None:
+            self.accelerator.device_placement = False  # as _move_model_to_device
         self.tokens_seen = 0
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -61,6 +63,11 @@ class AdapterTrainer(Trainer):
         """Rows to what the model's forward takes, on the CPU."""
         batch = collate(rows, self._pad_token_id)
         return batch if self.fast is None else self.fast.prepare(batch)
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        """Leave the fast path's model where it is: on its device, paged adapter weights on the host."""
+        if self.fast is None:
+            super()._move_model_to_device(model, device)
 
     def finish(self) -> PeftModel:
         """The trained model with its adapter as plain peft modules, ready to be saved."""
