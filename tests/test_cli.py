@@ -156,14 +156,26 @@ def test_ctrl_c_at_a_prompt_has_no_traceback(tmp_path: Path) -> None:
     command = [ADAPTERHUB, "keygen", tmp_path / "keys", "--passphrase"]
     controller, terminal = os.openpty()
     env = {name: value for name, value in os.environ.items() if name != "ADAPTERHUB_KEY_PASSWORD"}
+
+    def listen_to_interrupts() -> None:  # a runner in the background ignores them, and its children would too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with subprocess.Popen(
-        command, stdin=terminal, stderr=terminal, stdout=subprocess.PIPE, env=env
+        command,
+        stdin=terminal,
+        stderr=terminal,
+        stdout=subprocess.PIPE,
+        env=env,
+        preexec_fn=listen_to_interrupts,
     ) as running:
-        shown = b""
-        while b"Passphrase" not in shown:
-            shown += os.read(controller, 1024)
-        running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=20) == 130
+        try:
+            shown = b""
+            while b"Passphrase" not in shown:
+                shown += os.read(controller, 1024)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=20) == 130
+        finally:
+            running.kill()
     shown += os.read(controller, 4096)
     os.close(terminal)
     os.close(controller)
