@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,9 +28,15 @@ def read_record(path: Path, folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def write_record(path: Path, folder: Path, digests: Mapping[str, str]) -> None:
-    """Note the sha256 of files in ``folder`` as they are now; a cache that others own works without."""
+    """Note the sha256 of files in ``folder`` as they are now; a cache that others own works without.
+
+    The files are on the disk before the note is: a power cut leaves no torn file that a note vouches for.
+    """
     entries = {name: _entry(folder / name, digest) for name, digest in digests.items()}
     try:
+        for name in digests:
+            with (folder / name).open("rb") as file:
+                os.fsync(file.fileno())
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, json.dumps(entries, indent=1).encode())
     except OSError as err:
