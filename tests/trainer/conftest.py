@@ -20,7 +20,10 @@ def rows(tmp_path: Path, write_jsonl: Callable) -> Path:
         goods = [draw.choices(["apples", "pears", "milk"], k=draw.randint(1, 4)) for _ in range(count)]
         write_jsonl(
             folder / f"{split}.jsonl",
-            [{"prompt": " and ".join(names), "completion": f'{{"n":{len(names)}}}'} for names in goods],
+            [
+                {"prompt": f"{split}: {' and '.join(names)}", "completion": f'{{"n":{len(names)}}}'}
+                for names in goods
+            ],
         )
     return folder
 

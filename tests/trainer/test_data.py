@@ -109,6 +109,16 @@ def test_a_source_without_rows_is_refused(tmp_path: Path, name: str, content: st
         read_rows(tmp_path / name)
 
 
+def test_folders_named_after_splits_are_splits(tmp_path: Path, write_jsonl: Callable) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        (tmp_path / split).mkdir()
+        write_jsonl(tmp_path / split / "part-0.jsonl", [PAIR] * count)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / ".hidden.jsonl").write_text("x")
+    assert len(read_rows(tmp_path, "train")) == 3
+    assert len(read_rows(tmp_path, "test")) == 2
+
+
 def test_a_folder_without_the_split_is_refused(tmp_path: Path, write_jsonl: Callable) -> None:
     with pytest.raises(DataError, match="no data files"):
         read_rows(tmp_path)

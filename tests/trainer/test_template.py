@@ -75,6 +75,22 @@ def test_a_template_that_strips_answers_is_followed(tokenizer, tiny_base: Path) 
     )
 
 
+@pytest.mark.parametrize("answer", ["four", "think", "<|im_start|>", "n", "in"])
+def test_what_a_template_puts_before_the_answer_is_learned_too(
+    tokenizer, tiny_base: Path, answer: str
+) -> None:
+    """Generation begins before an empty thinking block, so the model must learn to write it."""
+    thinking = load_tokenizer(tiny_base)
+    block = "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    thinking.chat_template = tokenizer.chat_template.replace(
+        "{{ message['content'] }}", block + "{{ message['content'] }}"
+    )
+    if thinking.chat_template == tokenizer.chat_template:
+        thinking.chat_template = tokenizer.chat_template.replace("\n{{ message", "\n" + block + "{{ message")
+    encoded = encode(thinking, chat(("user", "two and two"), ("assistant", answer)))
+    assert labelled(thinking, encoded) == f"<think>\n\n</think>\n\n{answer}<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("template", "error", "problem"),
     [

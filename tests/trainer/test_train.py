@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,9 +108,10 @@ def test_a_run_interrupted_at_any_step_resumes_to_the_same_bytes(
     assert "Traceback" not in stderr
     assert not resumed.exists()
 
-    code, _, stderr = run_cli("train", recipe, "--out", resumed)
-    assert code == 6
-    assert "unfinished run" in stderr
+    if stop_at > 3:  # there is a checkpoint to lose
+        code, _, stderr = run_cli("train", recipe, "--out", resumed)
+        assert code == 6
+        assert "unfinished run" in stderr
     code, _, stderr = run_cli("train", recipe, "--out", resumed, "--resume")
     assert code == 0, stderr
     assert ("resuming from checkpoint-3" in stderr) == (stop_at > 3)
@@ -140,17 +142,86 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(
     assert adapter_bytes(killed) == adapter_bytes(whole)
 
 
-def test_a_run_is_only_resumed_as_itself(run_cli: Run, recipe: Path, tmp_path: Path, rows: Path) -> None:
+@pytest.fixture
+def interrupted(run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a run was going that was interrupted in step 5, after the checkpoint of step 3."""
+    from adapterhub.trainer import progress
+
+    class Interrupting(progress.PlainProgress):
+        def step(self, done: int, *others: float) -> None:
+            if done == 5:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "training_progress", Interrupting)
+        assert run_cli("train", recipe, "--out", out)[0] == 130
+    return out
+
+
+def test_a_run_is_only_resumed_as_itself(run_cli: Run, recipe: Path, interrupted: Path) -> None:
+    code, _, stderr = run_cli("train", recipe, "--out", interrupted, "--resume", "--set", "lora.rank=2")
+    assert code == 6
+    assert "another recipe" in stderr
+    for damaged in ("{", "[]", ""):
+        (run_folder(interrupted) / "run.json").write_text(damaged)
+        code, _, stderr = run_cli("train", recipe, "--out", interrupted, "--resume")
+        assert code == 6
+        assert "damaged" in stderr
+
+
+def test_a_damaged_checkpoint_is_named(run_cli: Run, recipe: Path, interrupted: Path) -> None:
+    checkpoint = run_folder(interrupted) / "checkpoint-3"
+    (run_folder(interrupted) / "checkpoint-mine").mkdir()  # not one of ours
+    for name in ("optimizer.pt", "trainer_state.json"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(b"")
+        code, _, stderr = run_cli("train", recipe, "--out", interrupted, "--resume")
+        assert code == 6, stderr
+        assert "checkpoint-3 cannot be resumed" in stderr
+        (checkpoint / name).write_bytes(content)
+    assert run_cli("train", recipe, "--out", interrupted, "--resume")[0] == 0
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_in_nobodys_way(
+    run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    broken, out = tmp_path / "broken-base", tmp_path / "out"
+    shutil.copytree(tiny_base, broken)
+    with (broken / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    code, _, stderr = run_cli("train", recipe, "--out", out, "--set", f"base={broken}")
+    assert code == 3, stderr
+    assert run_cli("train", recipe, "--out", out)[0] == 0
+
+
+def test_two_processes_never_train_into_one_folder(run_cli: Run, recipe: Path, interrupted: Path) -> None:
+    from adapterhub.trainer.checkpoints import run_lock
+
+    with run_lock(interrupted):  # as another process would hold it
+        code, _, stderr = run_cli("train", recipe, "--out", interrupted, "--resume")
+    assert code == 6
+    assert "another process" in stderr
+    assert run_cli("train", recipe, "--out", interrupted, "--resume")[0] == 0
+
+
+def test_held_out_rows_are_never_training_rows(
+    run_cli: Run, recipe: Path, tmp_path: Path, rows: Path
+) -> None:
+    with (rows / "test.jsonl").open("a") as file:
+        file.write((rows / "train.jsonl").read_text().splitlines()[0] + "\n")
     out = tmp_path / "out"
-    run_folder(out).mkdir()
-    (run_folder(out) / "run.json").write_text('{"digest": "0", "recipe": {}}')
-    code, _, stderr = run_cli("train", recipe, "--out", out, "--resume")
-    assert code == 6
-    assert "another" in stderr
-    (run_folder(out) / "run.json").write_text("{")
-    code, _, stderr = run_cli("train", recipe, "--out", out, "--resume")
-    assert code == 6
-    assert "damaged" in stderr
+    code, _, stderr = run_cli("train", recipe, "--out", out)
+    assert code == 0
+    assert "left out" in stderr
+    assert "test rows that are training rows too" in stderr
+    held_out = [lock.rows for lock in Release.open(out).manifest.datasets if lock.split == "test"]
+    assert held_out[0] <= 8
+    code, _, stderr = run_cli(
+        "train", recipe, "--out", tmp_path / "all", "--set", "data.test=rows/train.jsonl"
+    )
+    assert code == 2
+    assert "training rows too" in stderr
 
 
 def test_accumulation_does_not_change_the_result(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
@@ -199,8 +270,6 @@ def test_rows_longer_than_the_context_are_left_out_counted_and_said(
 def test_a_loss_that_is_not_a_number_stops_the_run(
     run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
 ) -> None:
-    import shutil
-
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -93,7 +93,7 @@ def _what_it_is(card: Card) -> list[str]:
     kinds = {
         "adapter": f"is a LoRA adapter for {base.name}{held}.",
         "merged": f"is {base.name} with an adapter merged into its weights.",
-        "quantized": f"is {base.name} with an adapter merged into its weights,{_stored_in(manifest) or held}.",
+        "quantized": f"is {base.name} with an adapter merged into it,{_stored_in(manifest) or held}.",
     }
     sentences = [f"{manifest.name} {manifest.version} {kinds[manifest.kind]}"]
     if manifest.task:

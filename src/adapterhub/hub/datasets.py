@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from adapterhub.errors import DataError
 from adapterhub.hub.client import connect, repo_cache, resolve
 from adapterhub.hub.refs import parse_ref
 from adapterhub.hub.snapshots import HubFile, Snapshot, fetch
-
-Split = Literal["train", "test"]
-_SUFFIXES = (".jsonl", ".json", ".parquet")
-_ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # no rows in these
-# A split's name stands in a file's path with anything but a letter around it, as the datasets library has it.
-_SPLIT = re.compile(
-    r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])"
-)
-_NAMES: Mapping[Split, tuple[str, ...]] = {"train": ("train", "training"), "test": ("test", "testing")}
+from adapterhub.packaging.splits import DATA_SUFFIXES, Split, belongs, is_data, split_named
 
 
 @dataclass(frozen=True)
@@ -57,11 +47,13 @@ def fetch_rows(
 
 def _choose(listed: Mapping[str, HubFile], dataset: str, split: Split) -> Sequence[str]:
     """The data files of one split."""
-    data = [name for name in sorted(listed) if _is_data(PurePosixPath(name))]
+    data = [name for name in sorted(listed) if is_data(PurePosixPath(name))]
     if not data:
-        raise DataError(f"{dataset} holds no data files", f"name a dataset with {', '.join(_SUFFIXES)} files")
-    splits = {name: _split_of(name) for name in data}
-    found = [name for name in data if splits[name] in _NAMES[split]]
+        raise DataError(
+            f"{dataset} holds no data files", f"name a dataset with {', '.join(DATA_SUFFIXES)} files"
+        )
+    splits = {name: split_named(name) for name in data}
+    found = [name for name in data if belongs(name, split)]
     if not any(splits.values()):
         found = data
     if not found:
@@ -78,17 +70,6 @@ def _choose(listed: Mapping[str, HubFile], dataset: str, split: Split) -> Sequen
             "download the files you mean (hf download --repo-type dataset --local-dir) and name that folder",
         )
     return found
-
-
-def _is_data(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix in _SUFFIXES and path.name not in _ABOUT and not hidden
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a path names last, or None."""
-    found = _SPLIT.findall(name.lower())
-    return found[-1] if found else None
 
 
 def _link(snapshot: Snapshot, view: Path) -> Path:

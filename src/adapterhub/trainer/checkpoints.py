@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import TrainingError
-from adapterhub.packaging.files import write_atomic
+from adapterhub.packaging.files import fsync_folder, write_atomic
 
 _COMPLETE = "complete"
 _RUN = "run.json"
@@ -20,41 +24,69 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.run")
 
 
-def prepare_run(out: Path, identity: dict[str, Any], *, resume: bool) -> Path | None:
-    """Make or enter the run folder; return the checkpoint to go on from, None to begin.
+@contextmanager
+def run_lock(out: Path) -> Iterator[None]:
+    """Hold the run folder of ``out``, made if missing, for this process alone; a kill lets go of it.
 
-    ``identity`` is everything that decides the result (recipe, data digests, base digest); a run is only
-    resumed with the identity it began with. Checkpoints that a kill left unfinished are removed. Raises
-    TrainingError when there is a run already and ``resume`` was not asked for, or when it was another run.
+    Raises TrainingError when another process trains into it.
+    """
+    folder = run_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise TrainingError(
+                f"another process is training into {folder}", "wait for it, or choose another --out"
+            ) from err
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prepare_run(out: Path, identity: dict[str, Any], *, resume: bool) -> Path | None:
+    """Enter the run folder of ``out``, held by ``run_lock``; return the checkpoint to go on from, or None.
+
+    ``identity`` is recipe, data digests and base digest: a run is only resumed with those it began with.
+    Checkpoints that a kill left unfinished are removed; a run without a finished one begins anew. Raises
+    TrainingError when there is something to go on from and ``resume`` was not asked for, or when it was
+    another run.
     """
     folder = run_folder(out)
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    if not (folder / _RUN).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / _RUN, json.dumps({"digest": digest, **identity}, indent=2).encode() + b"\n")
-        return None
-    if not resume:
+    finished = [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / _COMPLETE).is_file()]
+    if finished and not resume:
         raise TrainingError(
             f"{folder} holds an unfinished run", "go on with --resume, or remove that folder to begin again"
         )
-    _check_identity(folder, digest, identity)
+    if finished:
+        _check_identity(folder, digest, identity)
+    else:
+        write_atomic(folder / _RUN, json.dumps({"digest": digest, **identity}, indent=2).encode() + b"\n")
     for checkpoint in _checkpoints(folder):
-        if not (checkpoint / _COMPLETE).is_file():
+        if checkpoint not in finished:
             shutil.rmtree(checkpoint)
-    remaining = _checkpoints(folder)
-    return remaining[-1] if remaining else None
+    return finished[-1] if finished else None
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that every file of ``checkpoint`` is written; one without this mark is never resumed from."""
+    """Bring every file of ``checkpoint`` to the disk, then say so; without this mark none is resumed from."""
+    for root, _folders, names in os.walk(checkpoint):
+        for name in names:
+            with (Path(root) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(root))
     write_atomic(checkpoint / _COMPLETE, b"")
 
 
 def _check_identity(folder: Path, digest: str, identity: dict[str, Any]) -> None:
     try:
         began = json.loads((folder / _RUN).read_bytes())
-    except ValueError as err:
-        raise TrainingError(f"{folder / _RUN} is damaged", "remove that folder and begin again") from err
+    except (OSError, ValueError):
+        began = None
+    if not isinstance(began, dict):
+        raise TrainingError(f"{folder / _RUN} is damaged", "remove that folder and begin again")
     if began.get("digest") == digest:
         return
     differing = sorted(key for key in identity if began.get(key) != json.loads(json.dumps(identity[key])))
@@ -66,4 +98,5 @@ def _check_identity(folder: Path, digest: str, identity: dict[str, Any]) -> None
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders by step."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from adapterhub.errors import DataError
+from adapterhub.packaging.splits import DATA_SUFFIXES, Split, belongs, is_data, split_named
 
-Split = Literal["train", "test"]
 ROLES = ("system", "user", "assistant")
-_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def read_rows(source: Path | str, split: Split = "train") -> list[Row]:
 
     Three forms are known, row by row: chat ``messages``; ``prompt`` and ``completion``; Alpaca's
     ``instruction``, ``input`` (may be empty or absent) and ``output``. Other keys are ignored. Of a folder
-    whose files are named after splits (``train*.jsonl``, ``test*.jsonl``) only those of ``split`` are read.
+    whose paths name splits (``train.jsonl``, ``test/part-0.parquet``) only those of ``split`` are read.
 
     Raises DataError for a missing or empty source, or naming the first malformed row by file and line.
     """
@@ -88,25 +88,36 @@ def rows_digest(rows: Iterable[Row]) -> str:
 
 def _files(path: Path, split: Split) -> list[Path]:
     if path.is_file():
-        if path.suffix not in _SUFFIXES:
+        if path.suffix not in DATA_SUFFIXES:
             raise DataError(
-                f"{path}: not a data file by its name", f"name a file that ends in {', '.join(_SUFFIXES)}"
+                f"{path}: not a data file by its name", f"name a file that ends in {', '.join(DATA_SUFFIXES)}"
             )
         return [path]
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder", "check the path of the data")
-    files = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"{path} holds no data files", f"put files that end in {', '.join(_SUFFIXES)} there")
-    named = [file for file in files if file.name.startswith(("train", "test", "validation"))]
-    if not named:
-        return files
-    ours = [file for file in named if file.name.startswith(split)]
+    names = sorted(name for name in _walk(path) if is_data(PurePosixPath(name)))
+    if not names:
+        raise DataError(
+            f"{path} holds no data files", f"put files that end in {', '.join(DATA_SUFFIXES)} there"
+        )
+    if not any(split_named(name) for name in names):
+        return [path / name for name in names]
+    ours = [path / name for name in names if belongs(name, split)]
     if not ours:
         raise DataError(
             f"{path} holds no files of the {split} split", f"name the file, or call it {split}.jsonl"
         )
     return ours
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """The relative paths of all files below; a folder that cannot be read is an error, not an empty one."""
+
+    def refuse(err: OSError) -> None:
+        raise err
+
+    for root, _folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        yield from ((Path(root) / name).relative_to(folder).as_posix() for name in names)
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:

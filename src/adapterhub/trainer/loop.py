@@ -56,6 +56,8 @@ class AdapterTrainer(Trainer):
         if self.fast is not None:
             self.accelerator.device_placement = False  # as _move_model_to_device
         self.tokens_seen = 0
+        self.began = False
+        """Whether the loop was entered: everything that a resumed run needs was read."""
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -121,6 +123,7 @@ class _Watcher(TrainerCallback):
         for entry in state.log_history:  # what a resumed run had behind it
             self._seconds_before = entry.get("seconds", self._seconds_before)
             self._tokens_before = entry.get("tokens", self._tokens_before)
+        self._trainer.began = True
         self._began = time.monotonic()
         self._first_step = state.global_step
         if state.global_step == 0:

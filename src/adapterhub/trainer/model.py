@@ -49,6 +49,7 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
     does not fit.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     weight_files(folder)  # refuses pickles and empty folders in our own words
@@ -68,7 +69,7 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
             f"{folder} does not fit on the device: {_first_line(err)}",
             "see `adapterhub plan` for what fits; choose a smaller base",
         ) from err
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, SafetensorError) as err:
         raise ReleaseError(
             f"{folder} is not a checkpoint that transformers can load: {_first_line(err)}",
             "name a folder that holds config.json and *.safetensors of a causal language model",

@@ -15,6 +15,9 @@ IGNORED = -100
 """The label that torch's cross-entropy leaves out."""
 
 
+_MARK = "\ue000assistant\ue001"  # stands for an answer to find its place; private use, so in no template
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One conversation as tokens."""
@@ -77,6 +80,10 @@ def render(
         text: Any = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
+    except jinja2.TemplateSyntaxError as err:
+        raise RecipeError(
+            f"the base's chat template is broken: {err}", "mend chat_template.jinja in the base's folder"
+        ) from err
     except jinja2.TemplateError as err:
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
@@ -99,23 +106,27 @@ def _assistant_turns(messages: Sequence[dict[str, str]]) -> list[int]:
 def _assistant_span(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], turn: int, text: str
 ) -> _Span:
-    """Where turn ``turn`` speaks in ``text``: from the end of its generation prompt through its end token."""
+    """Where turn ``turn`` speaks in ``text``: from the end of its generation prompt through its end token.
+
+    What a template writes between the two (an empty thinking block, say) is the assistant's to say:
+    generation begins before it.
+    """
     prompt = render(tokenizer, messages[:turn], add_generation_prompt=True)
     if not text.startswith(prompt):
         raise DataError(
             f"the chat template renders message {turn + 1} differently once later ones follow",
             "train on single answers: one assistant message a row",
         )
+    marked = [*messages[:turn], messages[turn] | {"content": _MARK}, *messages[turn + 1 :]]
+    at = render(tokenizer, marked).find(_MARK, len(prompt))
     content = messages[turn]["content"]
-    start = text.find(content, len(prompt))
-    if start < 0:  # many templates strip the content
+    if not text.startswith(content, at):  # many templates strip the content
         content = content.strip()
-        start = text.find(content, len(prompt))
-    if start < 0:
+    if at < 0 or not text.startswith(content, at):
         raise DataError(
             f"the chat template changes the assistant's text: {content[:60]!r}", "change that text"
         )
-    end = start + len(content)
+    end = at + len(content)
     specials = sorted(
         {str(token) for token in tokenizer.get_added_vocab()} | {str(tokenizer.eos_token)}, key=len
     )
@@ -130,7 +141,7 @@ def _assistant_span(
         raise DataError(
             f"the chat template writes {text[end:at]!r} after the assistant's text", "use another template"
         )
-    return _Span(start, at + len(special))
+    return _Span(len(prompt), at + len(special))
 
 
 def _by_segments(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[_Span]) -> Encoded | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.errors import DataError
+from adapterhub.errors import DataError, TrainingError
 from adapterhub.packaging.base import lock_base
 from adapterhub.packaging.evidence import LedgerMiss
 from adapterhub.packaging.manifest import DatasetLock, Hardware
 from adapterhub.packaging.release import Release
+from adapterhub.packaging.splits import Split
 from adapterhub.trainer.arguments import quarter, steps_of, training_arguments
-from adapterhub.trainer.checkpoints import prepare_run, run_folder
-from adapterhub.trainer.data import Row, Split, rows_digest
+from adapterhub.trainer.checkpoints import prepare_run, run_folder, run_lock
+from adapterhub.trainer.data import Row, rows_digest
 from adapterhub.trainer.packing import PackedRow, pack
 from adapterhub.trainer.plan import Plan, default_reserve, does_not_fit, plan
 from adapterhub.trainer.progress import TrainingProgress
@@ -101,6 +103,7 @@ def train(
     from adapterhub.trainer.model import load_tokenizer
 
     tokenizer = load_tokenizer(base.folder)
+    data = _held_apart(data, say)
     encoded = {source.split: _encode(tokenizer, source, recipe.data.max_length, say) for source in data}
     datasets = tuple(_lock_data(recipe, source, encoded[source.split][0]) for source in data)
     lock = lock_base(
@@ -116,21 +119,42 @@ def train(
         "base": lock.digest,
         "data": [dataset.sha256 for dataset in datasets],
     }
-    checkpoint = prepare_run(out, identity, resume=resume)
-    if checkpoint:
-        say(f"resuming from {checkpoint.name}")
-
     seed, length, packing = recipe.training.seed, recipe.data.max_length, recipe.data.packing
     rows = pack(encoded["train"][1], length, seed=seed, packing=packing)
     held_out = pack(encoded["test"][1], length, seed=seed, packing=packing) if "test" in encoded else []
     say(f"{len(encoded['train'][1])} examples in {len(rows)} rows of at most {length} tokens")
     run = _Run(recipe, base, tokenizer, rows, held_out, out, hardware, progress)
-    with _no_space_in_words():
+    with run_lock(out), _no_space_in_words():
+        checkpoint = prepare_run(out, identity, resume=resume)
+        if checkpoint:
+            say(f"resuming from {checkpoint.name}")
         trainer, final_plan, misses = _train_until_it_fits(run, plan, checkpoint, say)
-    ledger = measured_ledger(final_plan, hardware, misses)
-    curve = training_curve(trainer.state.log_history, trainer.state.global_step, hardware)
-    origin = Origin(recipe, lock, datasets, hardware)
-    return seal(out, origin, trainer.finish(), tokenizer, ledger, curve)
+        ledger = measured_ledger(final_plan, hardware, misses)
+        curve = training_curve(trainer.state.log_history, trainer.state.global_step, hardware)
+        origin = Origin(recipe, lock, datasets, hardware)
+        return seal(out, origin, trainer.finish(), tokenizer, ledger, curve)
+
+
+def _held_apart(data: Sequence[DataSource], say: Say) -> list[DataSource]:
+    """The sources without held-out rows that are trained on as well; those are counted and said.
+
+    Raises DataError when no held-out row is left.
+    """
+    trained_on = {rows_digest([row]) for source in data if source.split == "train" for row in source.rows}
+    apart = []
+    for source in data:
+        kept = source.rows
+        if source.split == "test":
+            kept = [row for row in source.rows if rows_digest([row]) not in trained_on]
+        if not kept:
+            raise DataError(
+                f"all {len(source.rows)} test rows of {source.name} are training rows too",
+                "name held-out rows as data.test, or leave it out",
+            )
+        if len(kept) < len(source.rows):
+            say(f"left out {len(source.rows) - len(kept)} test rows that are training rows too")
+        apart.append(replace(source, rows=kept))
+    return apart
 
 
 def _encode(
@@ -188,9 +212,18 @@ def _train_until_it_fits(
             with run.progress:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer, current, misses
-        except torch.OutOfMemoryError as err:
+        except (EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as err:
+            if isinstance(err, torch.OutOfMemoryError):
+                lost: torch.OutOfMemoryError = err
+            elif checkpoint is None or trainer.began:
+                raise
+            else:
+                raise TrainingError(
+                    f"{checkpoint} cannot be resumed: {type(err).__name__}",
+                    "remove that folder: --resume then takes the checkpoint before it, or begins anew",
+                ) from err
             step = trainer.state.global_step
-            misses.append(_miss(current, step, err))
+            misses.append(_miss(current, step, lost))
             checkpoint = trainer.keep_step() or checkpoint
         del trainer  # its base goes before the next one comes
         gc.collect()
