@@ -280,6 +280,41 @@ def test_damage_is_found_though_the_time_of_change_was_set_back(publish, get, re
     assert blob.read_bytes() == whole
 
 
+def test_what_was_written_into_the_cache_is_not_taken_for_the_hubs(publish, get, repo, keys) -> None:
+    commit = publish("0.1.0")
+    folder = get(repo).release.path
+    trust_key(keys.public)
+    sign_release(folder, keys.private)
+    for ref in (repo, f"{repo}@{commit}"):
+        with pytest.raises(SignatureError, match=rf"{SIGNATURE_NAME} is not what the Hub holds at") as error:
+            get(ref, require_signed=True)
+        assert str(folder) in error.value.fix
+    (folder / SIGNATURE_NAME).unlink()
+    assert get(repo).signer is None
+    Release.open(folder).with_files({"evidence/more.json": b"{}"})
+    with pytest.raises(SignatureError, match=rf"{MANIFEST_NAME} is not what the Hub holds"):
+        get(repo)
+    shutil.rmtree(folder)
+    assert "evidence/more.json" not in get(repo).release.manifest.files
+
+
+def test_what_another_tool_left_in_the_cache_is_checked_too(publish, get, repo, keys, hub_cache) -> None:
+    publish("0.1.0")
+    folder = get(repo).release.path
+    sign_release(folder, keys.private)
+    for note in hub_cache.rglob(".adapterhub"):
+        shutil.rmtree(note)
+    with pytest.raises(SignatureError, match="not what the Hub holds"):
+        get(repo, keys=[keys.public], require_signed=True)
+
+
+def test_a_signature_removed_from_the_cache_comes_back(publish, get, repo, keys) -> None:
+    publish("0.1.0", key=keys.private)
+    pulled = get(repo, keys=[keys.public])
+    (pulled.release.path / SIGNATURE_NAME).unlink()
+    assert get(repo, keys=[keys.public], require_signed=True) == pulled
+
+
 def test_only_what_is_missing_is_downloaded_again(publish, get, repo, monkeypatch) -> None:
     publish("0.1.0")
     pulled = get(repo)

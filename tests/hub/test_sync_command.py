@@ -122,6 +122,21 @@ def test_tampering_and_missing_signatures_exit_4(hub_server, run_cli, repo, tiny
     assert run_cli("push", tiny_release, repo)[0] == 4
 
 
+def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, tiny_release, tmp_path) -> None:
+    run_cli("push", tiny_release, repo)
+    cached = Path(run_cli("pull", repo)[1].strip())
+    key = generate_key(tmp_path / "keys").private
+    link = tmp_path / "link"
+    link.symlink_to(cached)
+    for folder in (cached, link):
+        code, out, err = run_cli("sign", folder, "--key", key)
+        assert (code, out) == (3, "")
+        assert f"adapterhub pull {repo}@{cached.name} --out DIR" in err
+    assert not (cached / "model.sig").exists()
+    run_cli("pull", f"{repo}@{cached.name}", "--out", tmp_path / "mine")
+    assert run_cli("sign", tmp_path / "mine", "--key", key)[0] == 0
+
+
 def test_a_taken_version_exits_3(run_cli, repo, tiny_release) -> None:
     from adapterhub.packaging.release import Release
 

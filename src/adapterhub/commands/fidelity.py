@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.targets import cached_ref
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def fidelity_command(
     a, b = (_load(target, base, endpoint) for target in (reference, candidate))
     evidence = _measure(a, b, text, limit, base, endpoint)
     click.echo(_as_json(evidence) if as_json else _as_text(evidence))
-    if b.release is None or not Path(candidate).is_dir():
+    if b.release is None or not Path(candidate).is_dir() or cached_ref(Path(candidate)) is not None:
         return
     if b.release.is_signed:
         click.echo(f"{b.folder} is signed, so {FIDELITY} was not written into it", err=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.commands.targets import find_folder
+from adapterhub.commands.targets import find_folder, refuse_cached
 from adapterhub.errors import SignatureError
 
 PASSWORD_VARIABLE = "ADAPTERHUB_KEY_PASSWORD"
@@ -45,6 +45,7 @@ def sign_command(release: Path, key: Path) -> None:
     from adapterhub.packaging.manifest import SIGNATURE_NAME
     from adapterhub.packaging.signing import sign_release
 
+    refuse_cached(release)
     signer = sign_release(release, key, _password_of(key) if is_encrypted(key) else None)
     click.echo(f"signed {release / SIGNATURE_NAME} with key {signer.fingerprint}")
 

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from adapterhub.errors import ReleaseError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cached_ref(folder: Path) -> str | None:
+    """``owner/name@commit`` for a folder of the Hugging Face cache, None for any other."""
+    parts = folder.resolve().parts
+    for repo, middle, commit in zip(parts, parts[1:], parts[2:], strict=False):
+        kind, _, name = repo.partition("--")
+        if kind in ("models", "datasets") and middle == "snapshots" and _COMMIT.fullmatch(commit):
+            return f"{name.replace('--', '/')}@{commit}"
+    return None
+
+
+def refuse_cached(folder: Path) -> None:
+    """Raise ReleaseError for a folder of the Hugging Face cache: what is written there passes for the Hub's.
+
+    Every command that writes into a release calls it before its work.
+    """
+    ref = cached_ref(folder)
+    if ref is not None:
+        raise ReleaseError(
+            f"{folder} lies in the Hugging Face cache, which must stay as the Hub holds it",
+            f"work on a copy of your own: adapterhub pull {ref} --out DIR",
+        )
 
 
 def find_folder(target: str, endpoint: str | None) -> Path:

@@ -13,7 +13,7 @@ from adapterhub.hub.client import Unreachable, connect, list_tags, repo_cache, r
 from adapterhub.hub.downloads import Content
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
-from adapterhub.hub.snapshots import download, drop_damaged, record_path, snapshot_folder
+from adapterhub.hub.snapshots import download, drop_damaged, list_files, record_path, snapshot_folder
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release
@@ -21,6 +21,9 @@ from adapterhub.packaging.signing import Signer, check_signature
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+_HEADS = (MANIFEST_NAME, SIGNATURE_NAME)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def pull(
     ``ref`` without a revision means the highest version there is, a pre-release only if there is nothing
     else, and the main branch of a repository without versions. Only what the manifest lists is downloaded. A
     file that is in the cache is not downloaded again, nor read again as long as its size and times of change
-    are those of the last check; one that was damaged there is fetched anew. A large file whose download was
+    are those of the last check; one that was damaged there is fetched anew, and a manifest or a signature
+    that was written there, and is not the Hub's, is refused. A large file whose download was
     cut off goes on where it was. ``out`` gets a copy, whole or not at all; a folder that holds this release
     already is left as it is. A signature must hold if it is by one of ``keys`` (public key files) or of the
     trusted keys; ``require_signed`` refuses a release without such a signature. Without a network, what is in
@@ -97,10 +101,9 @@ def _take_checked(
     api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool
 ) -> tuple[Path, Signer | None]:
     """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
-    folder, record = snapshot_folder(ref, commit), record_path(ref, commit, "release")
+    folder, record = snapshot_folder(ref, commit), record_path(ref, commit, "pull")
     digests, touched = read_record(record, folder)
-    if not digests or not all((folder / name).is_file() for name in touched):
-        download(api, ref, commit, (MANIFEST_NAME, SIGNATURE_NAME))
+    heads = _take_heads(api, ref, commit, folder, {name: digests[name] for name in _HEADS if name in digests})
     manifest = _read_manifest(ref, folder)
     contents = {name: Content(entry.sha256, entry.size) for name, entry in manifest.files.items()}
     fetched = download(api, ref, commit, manifest.files, contents=contents)
@@ -112,19 +115,45 @@ def _take_checked(
         _blame_hub(folder)
         raise
     if touched or not digests:
-        unlisted = [name for name in (MANIFEST_NAME, SIGNATURE_NAME) if (folder / name).is_file()]
-        found = {name: content.sha256 for name, content in contents.items()}
-        write_record(record, folder, found | {name: sha256_file(folder / name) for name in unlisted})
+        write_record(record, folder, heads | {name: content.sha256 for name, content in contents.items()})
     return folder, signer
+
+
+def _take_heads(api: HfApi, ref: Ref, commit: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
+    """Bring the manifest and the signature, which nothing else vouches for, as the commit lists them.
+
+    Returns the sha256 of each that it has; ``known`` is that from an earlier check, and the Hub is then asked
+    for no listing. Raises SignatureError when the cache shows another, or one that the commit has not.
+    """
+    if known:
+        wanted = known
+        download(api, ref, commit, wanted)
+        same = {name: sha256_file(folder / name) == digest for name, digest in wanted.items()}
+    else:
+        listed = list_files(api, ref, commit)
+        if MANIFEST_NAME not in listed:
+            raise _no_release(ref)
+        download(api, ref, commit, [name for name in _HEADS if name in listed])
+        same = {name: listed[name].is_content_of(folder / name) for name in _HEADS if name in listed}
+        wanted = {name: sha256_file(folder / name) for name in same}
+    for name in _HEADS:
+        if (folder / name).is_file() and not same.get(name, False):
+            raise SignatureError(
+                f"{folder / name} is not what the Hub holds at {commit[:12]}: it was written here since",
+                f"copy what you need of that folder, remove it ({folder}), and pull again",
+            )
+    return wanted
+
+
+def _no_release(ref: Ref) -> ManifestError:
+    return ManifestError(
+        f"{ref} holds no {MANIFEST_NAME}, so it is not a release",
+        "load it with peft or transformers, or name a repository that `adapterhub push` made",
+    )
 
 
 def _read_manifest(ref: Ref, folder: Path) -> Manifest:
     """The manifest of what was asked for."""
-    if not (folder / MANIFEST_NAME).is_file():
-        raise ManifestError(
-            f"{ref} holds no {MANIFEST_NAME}, so it is not a release",
-            "load it with peft or transformers, or name a repository that `adapterhub push` made",
-        )
     manifest = Manifest.read(folder)
     if ref.version is not None and manifest.version != ref.version:
         raise SignatureError(
