@@ -35,7 +35,11 @@ def raise_in_a_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseExcepti
     return arrange
 
 
-ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+ERRORS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.AdapterHubError)
+]
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)

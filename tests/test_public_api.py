@@ -46,7 +46,9 @@ def drawn_tree() -> dict[str, tuple[str | None, int]]:
 
 def real_tree() -> dict[str, tuple[str | None, int]]:
     classes = [
-        kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.AdapterHubError)
     ]
     return {
         kind.__name__: (

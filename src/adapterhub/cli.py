@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
-from adapterhub.errors import AdapterHubError
+from adapterhub.errors import AdapterHubError, AdapterHubWarning
 from adapterhub.version import __version__
 
 # name -> module that defines it: only the command in use is imported
@@ -72,10 +73,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "_ADAPTERHUB_COMPLETE" in os.environ:
         cli.main(prog_name="adapterhub")  # answers the shell that completes a command line, and exits
+    with warnings.catch_warnings():
+        _tell_warnings()
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _tell_warnings() -> None:
+    """Print our own warnings as plain words on stderr, each time."""
     if not sys.warnoptions:  # libraries' advice to programmers is none to who types a command
         warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("always", AdapterHubWarning)
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, AdapterHubWarning):
+            click.echo(f"warning: {message}", err=True)
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = tell
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        with cli.make_context("adapterhub", list(sys.argv[1:] if argv is None else argv)) as context:
+        with cli.make_context("adapterhub", arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:

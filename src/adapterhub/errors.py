@@ -43,6 +43,10 @@ class AdapterHubError(Exception):
         return type(self), (self.what, self.fix)
 
 
+class AdapterHubWarning(UserWarning):
+    """Something that its user should know and that stops nothing; the command line prints it on stderr."""
+
+
 class RecipeError(AdapterHubError):
     """A recipe, an option or training data cannot be used."""
 

@@ -91,7 +91,9 @@ def test_a_second_fetch_at_a_commit_needs_no_hub(hub_server, published: str) -> 
     first = fetch_base(published, endpoint=hub_server.url)
     again = fetch_base(f"{published}@{first.revision}", endpoint="http://127.0.0.1:9")
     assert again == first
-    assert fetch_base(published, endpoint="http://127.0.0.1:9") == first  # what main was when last seen
+    with pytest.raises(HubError, match="may have moved") as error:
+        fetch_base(published, endpoint="http://127.0.0.1:9")
+    assert f"{published}@{first.revision}" in error.value.fix
 
 
 def test_a_dead_hub_is_told_from_an_unknown_base(hub_server) -> None:

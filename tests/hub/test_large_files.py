@@ -170,7 +170,7 @@ def test_content_that_stays_wrong_is_an_error_and_leaves_nothing(published, line
     client, ref = connect(line.url), parse_ref(f"{published[0]}@0.1.0")
     wrong = Content("0" * 64, LARGE)
     with pytest.raises(HubError, match=r"weights\.safetensors arrived twice with another content"):
-        download_large(client, ref, resolve(client, ref), {"weights.safetensors": wrong})
+        download_large(client, ref, resolve(client, ref).commit, {"weights.safetensors": wrong})
     assert not [*hub_cache.rglob("*.part"), *hub_cache.rglob("blobs/*")]
 
 

@@ -10,14 +10,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import huggingface_hub.file_download as file_download
 import pytest
 from huggingface_hub import HfApi, constants
 
-from adapterhub.errors import AuthError, HubError, ManifestError, RefError, ReleaseError, SignatureError
+from adapterhub.errors import (
+    AdapterHubWarning,
+    AuthError,
+    HubError,
+    ManifestError,
+    RefError,
+    ReleaseError,
+    SignatureError,
+)
 from adapterhub.hub.pull import Pulled, pull
 from adapterhub.hub.push import push
 from adapterhub.packaging.files import list_files
@@ -409,8 +419,14 @@ def test_a_full_disk_leaves_nothing_half_copied(publish, get, repo, tmp_path, mo
 def test_without_a_network_what_was_pulled_is_found(publish, get, repo) -> None:
     commit = publish("0.1.0")
     pulled = get(f"{repo}@0.1.0")
-    assert get(f"{repo}@0.1.0", endpoint=DEAD) == pulled
+    get(f"{repo}@main")
+    assert not pulled.offline
+    with pytest.warns(AdapterHubWarning, match=f"could not be reached.*pulled before as {repo}@v0.1.0"):
+        assert get(f"{repo}@0.1.0", endpoint=DEAD) == replace(pulled, offline=True)
     assert get(f"{repo}@{commit}", endpoint=DEAD).release == pulled.release
+    with pytest.raises(HubError, match=r"@main may have moved") as error:
+        get(f"{repo}@main", endpoint=DEAD)
+    assert f"{repo}@{commit}" in error.value.fix
     with pytest.raises(HubError, match="no answer from") as error:
         get(repo, endpoint=DEAD)
     assert f"{repo}@v0.1.0" in error.value.fix
@@ -419,17 +435,43 @@ def test_without_a_network_what_was_pulled_is_found(publish, get, repo) -> None:
     assert "check the network" in error.value.fix
 
 
+def test_a_hub_that_fails_is_not_taken_for_one_that_cannot_be_reached(
+    publish, get, repo, monkeypatch
+) -> None:
+    publish("0.1.0")
+    get(f"{repo}@0.1.0")
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(HubError, match=r"failed \(500\)"):
+            get(f"{repo}@0.1.0", endpoint=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
 def test_offline_mode(publish, get, repo, hub_cache) -> None:
     publish("0.1.0")
     pulled = get(repo)
+    get(f"{repo}@main")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub_cache)}
 
     def run(ref: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "adapterhub", "pull", ref]
+        command = [sys.executable, "-m", "adapterhub", "pull", ref, "--json"]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    found = run(f"{repo}@0.1.0")
-    assert (found.returncode, found.stdout.strip()) == (0, str(pulled.release.path))
+    for name in ("0.1.0", "main"):
+        found = run(f"{repo}@{name}")
+        document = json.loads(found.stdout)
+        assert (document["path"], document["offline"]) == (str(pulled.release.path), True)
+        told = [line for line in found.stderr.splitlines() if line.startswith("warning: ")]
+        assert len(told) == 1
+        assert "the Hub could not be reached (HF_HUB_OFFLINE is set" in told[0]
     missing = run("ada/never-pulled@0.1.0")
     assert missing.returncode == 5
     assert "HF_HUB_OFFLINE" in missing.stderr

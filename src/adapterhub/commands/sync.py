@@ -155,6 +155,7 @@ def _pulled_json(pulled: Pulled) -> dict[str, Any]:
         "repo": pulled.repo,
         "commit": pulled.commit,
         "tag": pulled.tag,
+        "offline": pulled.offline,
         "name": manifest.name,
         "version": manifest.version,
         "kind": manifest.kind,

@@ -45,7 +45,7 @@ def fetch_config(source: str, *, endpoint: str | None = None, token: str | None 
     config.json, AuthError, HubError.
     """
     ref, api = parse_ref(source), connect(endpoint, token)
-    commit = resolve(api, ref)
+    commit = resolve(api, ref).commit
     with hub_errors(api, ref):
         return Path(api.hf_hub_download(ref.repo, _CONFIG, revision=commit))
 
@@ -56,13 +56,13 @@ def fetch_base(source: str, *, endpoint: str | None = None, token: str | None = 
     ``source`` is ``owner/name[@revision]``. Every file is compared with the Hub's digest when it is first
     seen, by sha256 or, for small files, by git's sha1. Later calls compare sizes and times of change, and
     hash again what was touched: a cache damaged without that (bad memory, a failing disk) is not noticed
-    here. With a commit, or without a network, they ask the Hub nothing.
+    here. With a commit, or with HF_HUB_OFFLINE set, they ask the Hub nothing.
 
     Raises RefError for an unknown base, ReleaseError for one without safetensors, AuthError, HubError, and
     OSError when the disk is full.
     """
     ref, api = parse_ref(source), connect(endpoint, token)
-    commit = resolve(api, ref)
+    commit = resolve(api, ref).commit
     snapshot = fetch(api, ref, commit, "base", lambda listed: _choose(listed, str(ref)))
     weights = {name: digest for name, digest in snapshot.digests.items() if fnmatchcase(name, _WEIGHTS[0])}
     return FetchedBase(snapshot.folder, ref.repo, commit, weights)

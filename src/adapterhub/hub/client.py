@@ -5,13 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from adapterhub.errors import AdapterHubError, AuthError, ConflictError, HubError, RefError
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterHubWarning,
+    AuthError,
+    ConflictError,
+    HubError,
+    RefError,
+)
 from adapterhub.hub.refs import Ref
 from adapterhub.packaging.files import write_atomic
 from adapterhub.version import __version__
@@ -54,25 +62,33 @@ def has_token(api: HfApi) -> bool:
     return bool(api.token or get_token())
 
 
-def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> str:
-    """The commit (40 hex digits) that ``ref`` names now; no revision means the main branch.
+class Resolved(NamedTuple):
+    """What a reference names."""
 
-    Without a network it is what the cache last saw under that name. Raises RefError, AuthError, HubError.
+    commit: str
+    """40 hex digits."""
+    offline: bool
+    """Whether the cache answered, for the Hub could not be asked."""
+
+
+def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Resolved:
+    """The commit that ``ref`` names now; no revision means the main branch.
+
+    When the Hub cannot be reached, a version is what the cache last saw under that name, and so is anything
+    else if the user has set HF_HUB_OFFLINE; an AdapterHubWarning says so. Raises HubError for another name
+    then, which may have moved on; RefError, AuthError.
     """
     if ref.revision is not None and ref.is_commit:
-        return ref.revision
+        return Resolved(ref.revision, offline=False)
     try:
         with hub_errors(api, ref):
             info = api.repo_info(ref.repo, repo_type=repo_type, revision=ref.revision, timeout=_FIRST_ANSWER)
-    except Unreachable:
-        known = _remembered(api, ref, repo_type)
-        if known is None:
-            raise
-        return known
+    except Unreachable as err:
+        return Resolved(_recall(api, ref, repo_type, err), offline=True)
     if not info.sha:
         raise HubError(f"{api.endpoint} names no commit for {ref}", "check that it is a Hub")
     _remember(ref, repo_type, info.sha)
-    return info.sha
+    return Resolved(info.sha, offline=False)
 
 
 def look_up(api: HfApi, ref: Ref) -> ModelInfo | None:
@@ -100,6 +116,24 @@ def repo_cache(repo: str, repo_type: RepoType = "model") -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repo, repo_type=repo_type)
+
+
+def _recall(api: HfApi, ref: Ref, repo_type: RepoType, err: Unreachable) -> str:
+    """The commit that the cache knows under a name, said to be from there; ``err`` where it may not do."""
+    from huggingface_hub import is_offline_mode
+
+    known = _remembered(api, ref, repo_type)
+    if known is None:
+        raise err
+    if ref.version is None and not is_offline_mode():
+        raise HubError(
+            f"{err.what}; {ref} may have moved since it was fetched",
+            f"{err.fix}; to take what was fetched then, name the commit ({ref.repo}@{known}) "
+            "or set HF_HUB_OFFLINE=1",
+        ) from err
+    words = f"the Hub could not be reached ({err.what}); this is what was pulled before as {ref}"
+    warnings.warn(AdapterHubWarning(f"{words}: {known[:12]}"), stacklevel=3)
+    return known
 
 
 def _remembered(api: HfApi, ref: Ref, repo_type: RepoType) -> str | None:
@@ -231,7 +265,7 @@ def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:
             f"{api.endpoint} has had too many requests: {said}", "wait some minutes, then do it again"
         )
     if status >= 500:
-        return Unreachable(f"{api.endpoint} failed ({status}) with {subject}: {said}", "try again later")
+        return HubError(f"{api.endpoint} failed ({status}) with {subject}: {said}", "try again later")
     return HubError(f"{api.endpoint} refused ({status}) {subject}: {said}", _NETWORK)
 
 

@@ -39,7 +39,7 @@ def fetch_rows(
     the same rows in two formats), RefError for an unknown dataset, AuthError, HubError.
     """
     ref, api = parse_ref(source), connect(endpoint, token)
-    commit = resolve(api, ref, "dataset")
+    commit = resolve(api, ref, "dataset").commit
     snapshot = fetch(api, ref, commit, split, lambda listed: _choose(listed, str(ref), split), "dataset")
     views = repo_cache(ref.repo, "dataset") / ".adapterhub"
     return FetchedRows(_link(snapshot, views / f"{commit}-{split}"), ref.repo, commit)

@@ -39,6 +39,8 @@ class Pulled:
     """The version tag it was taken from, like ``v1.2.0``; None for a branch, a commit, or another tag."""
     signer: Signer | None
     """Who signed it; None when it is unsigned, or signed by a key that is not trusted here."""
+    offline: bool
+    """Whether the Hub could not be asked what the reference names, and the cache answered."""
 
 
 def pull(
@@ -59,8 +61,9 @@ def pull(
     that was written there, and is not the Hub's, is refused. A large file whose download was
     cut off goes on where it was. ``out`` gets a copy, whole or not at all; a folder that holds this release
     already is left as it is. A signature must hold if it is by one of ``keys`` (public key files) or of the
-    trusted keys; ``require_signed`` refuses a release without such a signature. Without a network, what is in
-    the cache will do when ``ref`` names a commit, or a version or branch seen before.
+    trusted keys; ``require_signed`` refuses a release without such a signature. When the Hub
+    cannot be reached, what is in the cache will do if ``ref`` names a commit, or a version seen before; with
+    HF_HUB_OFFLINE set, a branch seen before too. That is warned of (AdapterHubWarning).
 
     Raises SignatureError when a file is not what the manifest lists, when a signature does not hold or is
     missing though required, and when a version tag holds another version; ManifestError when it is no
@@ -70,7 +73,7 @@ def pull(
     asked = parse_ref(ref) if isinstance(ref, str) else ref
     api = connect(endpoint, token)
     chosen = asked if asked.revision is not None else newest(api, asked)
-    commit = resolve(api, chosen)
+    commit, offline = resolve(api, chosen)
     try:
         folder, signer = _take_checked(api, chosen, commit, keys, require_signed)
     except (SignatureError, ManifestError):
@@ -80,7 +83,7 @@ def pull(
     tag = tag_of(chosen.version) if chosen.version is not None else None
     if out is not None:
         folder = _copy(folder, out)
-    return Pulled(Release.open(folder), chosen.repo, commit, tag, signer)
+    return Pulled(Release.open(folder), chosen.repo, commit, tag, signer, offline)
 
 
 def newest(api: HfApi, ref: Ref) -> Ref:

@@ -19,7 +19,7 @@ def fetch_all(source: str, *, endpoint: str | None = None, token: str | None = N
     """
     api, asked = connect(endpoint, token), parse_ref(source)
     ref = asked if asked.revision is not None else newest(api, asked)
-    commit = resolve(api, ref)
+    commit = resolve(api, ref).commit
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapterhub" / "scans"
     with hub_errors(api, ref):
         return Path(api.snapshot_download(ref.repo, revision=commit, cache_dir=cache))
