@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import AdapterHubError, SignatureError
+from adapterhub.errors import AdapterHubError, AdapterHubWarning, SignatureError
 from adapterhub.packaging.keys import (
     fingerprint,
     generate_key,
@@ -112,3 +112,18 @@ def test_trusting_a_key_twice_keeps_one(tmp_path: Path) -> None:
     assert trust_key(pair.public) == trust_key(pair.public)
     assert trusted_keys() == [trusted_folder() / f"{pair.fingerprint}.pub"]
     assert fingerprint(trusted_keys()[0]) == pair.fingerprint
+
+
+def test_a_foreign_file_among_the_trusted_keys_is_left_out_and_named(tmp_path: Path) -> None:
+    pair = generate_key(tmp_path)
+    trusted = trust_key(pair.public)
+    (trusted_folder() / "friend.pub").write_text("ssh-ed25519 AAAA friend@home")
+    (trusted_folder() / "mine.pub").write_bytes(pair.private.read_bytes())
+    (trusted_folder() / "folder.pub").mkdir()
+    with pytest.warns(AdapterHubWarning) as told:
+        assert trusted_keys() == [trusted]
+    assert [str(it.message).partition(".pub")[0].rpartition("/")[2] for it in told] == [
+        "folder",
+        "friend",
+        "mine",
+    ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.errors import AdapterHubError, SignatureError
+from adapterhub.errors import AdapterHubError, AdapterHubWarning, SignatureError
 from adapterhub.packaging.files import fsync_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -134,8 +135,23 @@ def trusted_folder() -> Path:
 
 
 def trusted_keys() -> list[Path]:
-    """The PEM public keys the user trusts, sorted by name; empty when there are none."""
-    return sorted(trusted_folder().glob("*.pub"))
+    """The PEM public keys the user trusts, sorted by name; empty when there are none.
+
+    A file among them that cannot be read, or is no public key, is left out with an AdapterHubWarning.
+    """
+    return [path for path in sorted(trusted_folder().glob("*.pub")) if _is_usable(path)]
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        read_public_key(path)
+    except (SignatureError, OSError) as err:
+        why = err.what if isinstance(err, SignatureError) else f"{path}: {err.strerror}"
+        warnings.warn(
+            AdapterHubWarning(f"{why}; this file among your trusted keys is left out"), stacklevel=3
+        )
+        return False
+    return True
 
 
 def trust_key(public: Path) -> Path:
