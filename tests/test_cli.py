@@ -65,6 +65,21 @@ def test_a_missing_release_is_told_at_the_shell(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "scan"])
+def test_a_mistyped_folder_is_not_asked_of_a_hub(
+    command: str, run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    for target in ("./nowhere", "runs/new/out", "out/", tmp_path / "nowhere"):
+        code, out, err = run_cli(command, target)
+        assert (code, out) == (3, "")
+        assert err.startswith(f"error: {target}: no such folder\nfix: check the path")
+    code, _, err = run_cli(command, "nowhere")
+    assert code == 5
+    assert "and there is no folder nowhere here" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "words", "see"),
     [

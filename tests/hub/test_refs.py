@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.errors import RefError
-from adapterhub.hub.refs import Ref, parse_ref
+from adapterhub.hub.refs import Ref, looks_like_path, parse_ref
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _WORD = st.text("abcXYZ019_", min_size=1, max_size=12)
@@ -89,3 +89,15 @@ def test_hostile_characters_never_make_a_revision_that_git_refuses(owner: str, n
     assert ".." not in revision
     assert "//" not in revision
     assert not revision.endswith((".", "/", ".lock"))
+
+
+@pytest.mark.parametrize(
+    "text", ["./x", "../a/b", "/tmp/x", "~/x", "~ada", ".", "a/b/c", "a/b/", "runs/", "a/b/c@1.0.0"]
+)
+def test_what_can_only_be_a_path(text: str) -> None:
+    assert looks_like_path(text)
+
+
+@pytest.mark.parametrize("text", ["ada/orders", "ada/orders@1.2.0", "ada/orders@refs/pr/7", "orders", ""])
+def test_what_a_hub_may_hold(text: str) -> None:
+    assert not looks_like_path(text)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from adapterhub.commands.targets import naming_folder_or_ref
 from adapterhub.errors import SignatureError
 
 
@@ -50,4 +51,5 @@ def _locate(target: str, endpoint: str | None) -> Path:
         return Path(target)
     from adapterhub.hub.strangers import fetch_all
 
-    return fetch_all(target, endpoint=endpoint)
+    with naming_folder_or_ref(target):
+        return fetch_all(target, endpoint=endpoint)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub.errors import ReleaseError
+from adapterhub.errors import RefError, ReleaseError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -36,10 +38,29 @@ def refuse_cached(folder: Path) -> None:
 def find_folder(target: str, endpoint: str | None) -> Path:
     """The folder of a release or an adapter; what is no folder here is pulled from the Hub.
 
-    Whether it is sound is for the command to say. Raises HubError and its kinds as a pull does.
+    Whether it is sound is for the command to say. Raises ReleaseError for a path where no folder is, HubError
+    and its kinds as a pull does.
     """
     if Path(target).is_dir():
         return Path(target)
     from adapterhub.load import open_release
 
-    return open_release(target, endpoint=endpoint).path
+    with naming_folder_or_ref(target):
+        return open_release(target, endpoint=endpoint).path
+
+
+@contextmanager
+def naming_folder_or_ref(target: str) -> Iterator[None]:
+    """Around asking a Hub for ``target``, which is no folder here: what can only be a path is not asked for.
+
+    Raises ReleaseError for such a path; a RefError from inside says that there is no such folder either.
+    """
+    from adapterhub.hub.refs import looks_like_path
+
+    if looks_like_path(target):
+        kind = "is a file, not a folder" if Path(target).exists() else "no such folder"
+        raise ReleaseError(f"{target}: {kind}", "check the path, or name owner/name[@version] on the Hub")
+    try:
+        yield
+    except RefError as err:
+        raise RefError(f"{err.what}; and there is no folder {target} here", err.fix) from err

@@ -64,6 +64,12 @@ def parse_ref(text: str) -> Ref:
     return Ref(repo, revision)
 
 
+def looks_like_path(text: str) -> bool:
+    """Whether ``text`` can only mean a path here: it starts with ``.``, ``/`` or ``~``, ends with ``/``, or
+    its part before an ``@`` holds more than one ``/``."""
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.partition("@")[0].count("/") > 1
+
+
 def tag_of(version: str) -> str:
     """The tag that marks a version on a Hub: ``v1.2.0`` for ``1.2.0``."""
     return f"v{version}"
