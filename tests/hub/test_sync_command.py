@@ -137,6 +137,23 @@ def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, tiny_release, tmp_p
     assert run_cli("sign", tmp_path / "mine", "--key", key)[0] == 0
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_card_of_another_state_is_not_pushed(run_cli, repo, tiny_release, options) -> None:
+    from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
+
+    assert run_cli("card", tiny_release)[0] == 0
+    manifest = Manifest.read(tiny_release).model_copy(update={"version": "0.2.0"})
+    (tiny_release / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    code, out, err = run_cli("push", tiny_release, repo, *options)
+    assert (code, out) == (3, "")
+    assert "README.md does not match the release's manifest and evidence" in err
+    assert f"adapterhub card {tiny_release}" in err
+    assert run_cli("card", tiny_release)[0] == 0
+    assert run_cli("push", tiny_release, repo, *options)[0] == 0
+    (tiny_release / "README.md").write_text("forged")
+    assert run_cli("push", tiny_release, repo, *options)[0] == 4
+
+
 def test_a_taken_version_exits_3(run_cli, repo, tiny_release) -> None:
     from adapterhub.packaging.release import Release
 

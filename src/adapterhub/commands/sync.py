@@ -39,6 +39,7 @@ def push_command(
 
     _no_bars_in_files()
     release = Release.open(folder)
+    _refuse_stale_card(release)
     pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
     _say_pushed(release, pushed)
     if as_json:
@@ -94,6 +95,20 @@ def _no_bars_in_files() -> None:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
+
+
+def _refuse_stale_card(release: Release) -> None:
+    """Raise ReleaseError when the README.md, which a Hub shows as the card, tells of another state.
+
+    The page and its picture are left to `card --check`: their bytes may differ with matplotlib's version.
+    """
+    from adapterhub.cards.card import read_card
+    from adapterhub.cards.rendering import README, check_files, render_files
+
+    if README not in release.manifest.files or release.manifest.base is None:
+        return
+    release.check_files(only=[README])  # a changed file is not a stale one
+    check_files(release, {README: render_files(read_card(release))[README]})
 
 
 def _say_pushed(release: Release, pushed: Pushed) -> None:
