@@ -405,14 +405,14 @@ def test_a_full_disk_leaves_nothing_half_copied(publish, get, repo, tmp_path, mo
 
     def full(source, target, **options):
         if Path(target).name == "tokenizer.json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
         return real(source, target, **options)
 
     monkeypatch.setattr(shutil, "copyfile", full)
     out = tmp_path / "parent" / "out"
     with pytest.raises(OSError, match="No space left") as error:
         get(repo, out=out)
-    assert error.value.errno == errno.ENOSPC
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(out))
     assert list(out.parent.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,10 +184,18 @@ def _copy(folder: Path, out: Path) -> Path:
     names = [MANIFEST_NAME, *Manifest.read(folder).files]
     if (folder / SIGNATURE_NAME).is_file():
         names.append(SIGNATURE_NAME)
-    with staged_folder(out) as staging:
-        for name in names:
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, staging / name)
+    try:
+        with staged_folder(out) as staging:
+            for name in names:
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, staging / name)
+    except OSError as err:
+        if err.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # copyfile names the source, whose disk is not the full one
+            raise OSError(err.errno, err.strerror, str(out)) from err
+        raise
     return out
 
 
