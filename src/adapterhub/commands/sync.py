@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,6 @@ def push_command(
     from adapterhub.hub.push import push
     from adapterhub.packaging.release import Release
 
-    _no_bars_in_files()
     release = Release.open(folder)
     _refuse_stale_card(release)
     pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
@@ -80,21 +78,12 @@ def pull_command(
     """
     from adapterhub.hub.pull import pull
 
-    _no_bars_in_files()
     pulled = pull(ref, endpoint=endpoint, out=out, keys=keys, require_signed=require_signed)
     _say_pulled(pulled)
     if as_json:
         click.echo(json.dumps(_pulled_json(pulled), indent=2))
     else:
         click.echo(str(pulled.release.path))
-
-
-def _no_bars_in_files() -> None:
-    """Keep progress bars out of anything that is not a terminal."""
-    if not sys.stderr.isatty():
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
 
 
 def _refuse_stale_card(release: Release) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,9 @@ def connect(endpoint: str | None = None, token: str | None = None) -> HfApi:
     """A client of one Hub.
 
     ``endpoint`` is its address, else $HF_ENDPOINT, else the public Hub; every call made through the client
-    goes there. ``token`` is the access token, else $HF_TOKEN or what `hf auth login` stored. Raises HubError
-    for an endpoint that is no http address.
+    goes there. ``token`` is the access token, else $HF_TOKEN or what `hf auth login` stored. Where stderr is
+    no terminal, huggingface_hub shows no progress bars from here on. Raises HubError for an endpoint that is
+    no http address.
     """
     from huggingface_hub import HfApi
 
@@ -50,9 +52,20 @@ def connect(endpoint: str | None = None, token: str | None = None) -> HfApi:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise HubError(f"{address!r} is not the address of a Hub", "write it like https://huggingface.co")
+    _keep_bars_out_of_files()
     return HfApi(
         endpoint=address, token=token or None, library_name="adapterhub", library_version=__version__
     )
+
+
+def _keep_bars_out_of_files() -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    in_notebook = "ipykernel" in sys.modules  # shows bars of its own, though its stderr is no terminal
+    chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # the user has said what is wanted
+    if not (sys.stderr.isatty() or in_notebook or chosen):
+        disable_progress_bars()
 
 
 def has_token(api: HfApi) -> bool:
