@@ -163,12 +163,35 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+def test_a_reader_of_a_plan_that_went_away_is_no_error(tiny_base: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [ADAPTERHUB, "plan", tiny_base], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), click.Abort()])
 def test_an_interrupt(raise_in_a_command, run_cli: Run, stop: BaseException) -> None:
     raise_in_a_command(stop)
     code, out, err = run_cli("plan")
     assert (code, out) == (130, "")
-    assert err.lstrip("\n").startswith("error: interrupted\nfix: run the same command again")
+    assert err.lstrip("\n") == "error: interrupted\nfix: run the same command again\n"
+
+
+def test_an_interrupted_training_can_be_resumed(monkeypatch: pytest.MonkeyPatch, run_cli: Run) -> None:
+    @click.command("train")
+    def train_command() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adapterhub.commands.training.train_command", train_command)
+    code, _, err = run_cli("train")
+    assert code == 130
+    assert "fix: run the same command again, with --resume" in err
 
 
 def test_ctrl_c_at_a_prompt_has_no_traceback(tmp_path: Path) -> None:

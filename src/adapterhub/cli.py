@@ -109,7 +109,11 @@ def _run(arguments: list[str]) -> int:
         return _fail(err.format_message(), f"see `{command} --help`", err.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)  # ends the line on which the terminal shows ^C
-        return _fail("interrupted", "run the same command again; `train` goes on with --resume", 130)
+        is_train = arguments[:1] == ["train"]
+        again = "run the same command again" + (
+            ", with --resume from its last checkpoint" if is_train else ""
+        )
+        return _fail("interrupted", again, 130)
     except BrokenPipeError:
         # The reader of our stdout went away (`adapterhub … | head`): not our error, and no traceback at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,6 +11,8 @@ import click
 from adapterhub.errors import RecipeError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from adapterhub.packaging.manifest import Hardware
     from adapterhub.trainer.plan import Plan
     from adapterhub.trainer.recipe import Recipe
@@ -57,7 +59,12 @@ def plan_command(
     if as_json:
         click.echo(json.dumps(_document(made), indent=2))
     else:
-        _print(made, recipe)
+        from rich.console import Console
+
+        console = Console(highlight=False, soft_wrap=False)
+        with console.capture() as text:  # rich would end the process itself when nobody reads on
+            _print(made, recipe, console)
+        click.echo(text.get(), nl=False)
     if not made.fits:
         raise does_not_fit(made)
 
@@ -126,14 +133,12 @@ def _document(made: Plan) -> dict[str, Any]:
     }
 
 
-def _print(made: Plan, recipe: Recipe) -> None:
+def _print(made: Plan, recipe: Recipe, console: Console) -> None:
     """The plan for a reader: what it is planned for, the ledger, the choices, the verdict."""
-    from rich.console import Console
     from rich.table import Table
 
     gib = 2**30
     hardware, shape = made.hardware, made.shape
-    console = Console(highlight=False, soft_wrap=False)
     kind = "GPU" if hardware.device == "cuda" else "CPU, in host memory"
     console.print(
         f"{recipe.base}: {shape.model_type}, {shape.parameters / 1e9:.3g} B parameters, on {hardware.name} "
