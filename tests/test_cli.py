@@ -95,6 +95,11 @@ def test_a_mistyped_folder_is_not_asked_of_a_hub(
             "'fp7' is not",
             "adapterhub merge",
         ),
+        (
+            ["merge", "x", "--onto", "trained", "--out", "y"],
+            "Missing option '--to'. Choose from: bf16, nf4, fp4, int8",
+            "adapterhub merge",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_told_like_any_error(

@@ -106,7 +106,8 @@ def _run(arguments: list[str]) -> int:
         return help_wanted.exit_code
     except click.UsageError as err:
         command = err.ctx.command_path if err.ctx else "adapterhub"
-        return _fail(err.format_message(), f"see `{command} --help`", err.exit_code)
+        told = " ".join(err.format_message().split())  # click lists choices on lines of their own
+        return _fail(told, f"see `{command} --help`", err.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)  # ends the line on which the terminal shows ^C
         is_train = arguments[:1] == ["train"]
