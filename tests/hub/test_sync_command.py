@@ -133,6 +133,8 @@ def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, tiny_release, tmp_p
         assert (code, out) == (3, "")
         assert f"adapterhub pull {repo}@{cached.name} --out DIR" in err
     assert not (cached / "model.sig").exists()
+    code, _, err = run_cli("failures", "add", cached, "--prompt", "three pears", "--expect", "3")
+    assert (code, "lies in the Hugging Face cache" in err) == (3, True)
     run_cli("pull", f"{repo}@{cached.name}", "--out", tmp_path / "mine")
     assert run_cli("sign", tmp_path / "mine", "--key", key)[0] == 0
 

@@ -119,12 +119,14 @@ def add_command(
     from adapterhub.cards.checks import read_check
     from adapterhub.cards.failures import add_case, to_jsonl
     from adapterhub.commands.evidence import refuse_what_cannot_be_measured
+    from adapterhub.commands.targets import refuse_cached
     from adapterhub.packaging.evidence import FAILURES, read_failures
     from adapterhub.packaging.release import Release
 
     expected = _expected(expect, check)
     read_check(expected, "--check")
     _refuse_broken_text(prompt, system or "", note or "", json.dumps(expected, ensure_ascii=False))
+    refuse_cached(release)
     opened = Release.open(release)
     refuse_what_cannot_be_measured(opened)
     messages = [{"role": "system", "content": system}] if system is not None else []
