@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import BaseMismatchError, ReleaseError, SignatureError, load_adapter
+from adapterhub import AdapterHubError, BaseMismatchError, ReleaseError, SignatureError, load_adapter
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -149,3 +149,36 @@ def test_an_adapter_that_does_not_fit_its_own_configuration_is_refused(
         (staging / "adapter_config.json").write_text(json.dumps(config | {"r": 5}))
     with pytest.raises(ReleaseError, match="rank 5"):
         load_adapter(broken, base=tiny_base)
+
+
+def test_arguments_that_make_no_sense_are_refused(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: Run
+) -> None:
+    import torch
+
+    with pytest.raises(AdapterHubError, match="device 'mps' is not known"):
+        load_adapter(tiny_release, base=tiny_base, device="mps")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(AdapterHubError, match="no CUDA device"):
+            load_adapter(tiny_release, base=tiny_base, device="cuda")
+    for missing in ("./nowhere", str(tmp_path / "nowhere"), "a/b/c"):
+        with pytest.raises(ReleaseError, match="no such folder"):
+            load_adapter(missing)
+        with pytest.raises(ReleaseError, match="no such folder"):
+            load_adapter(tiny_release, base=missing)
+    merged = tmp_path / "merged"
+    arguments = ("--to", "bf16", "--onto", "original", "--base", tiny_base)
+    assert run_cli("merge", tiny_release, *arguments, "--out", merged)[0] == 0
+    with pytest.raises(ReleaseError, match="needs no base"):
+        load_adapter(merged, base=tiny_base)
+    model, _ = load_adapter(merged)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    code, _, stderr = run_cli("merge", tiny_release, *arguments, "--out", tiny_release / "merged")
+    assert code == 3
+    assert "inside the release" in stderr
+
+
+def test_one_key_needs_no_list(signed_release: Path, tiny_base: Path, tmp_path: Path) -> None:
+    load_adapter(
+        signed_release, base=tiny_base, require_signed=True, keys=str(tmp_path / "keys/adapterhub.pub")
+    )

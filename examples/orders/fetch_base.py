@@ -77,6 +77,8 @@ def main() -> None:
     if (folder / "config.json").is_file():
         print(f"{folder} is there already")
         return
+    if folder.exists():
+        sys.exit(f"{folder} is there, and is no checkpoint: name another folder, or remove it")
     fetch(folder)
     print(f"{folder}: SmolLM2-135M-Instruct in bf16")
 

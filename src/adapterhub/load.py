@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapterhub.errors import BaseMismatchError, ReleaseError
+from adapterhub.errors import AdapterHubError, BaseMismatchError, ReleaseError
 from adapterhub.packaging.base import check_base
 from adapterhub.packaging.manifest import BaseLock
 from adapterhub.packaging.release import Release
@@ -24,7 +24,7 @@ def load_adapter(
     base: str | Path | None = None,
     endpoint: str | None = None,
     token: str | None = None,
-    keys: Sequence[Path | str] = (),
+    keys: Path | str | Sequence[Path | str] = (),
     require_signed: bool = False,
     any_base: bool = False,
     device: Device | None = None,
@@ -41,9 +41,10 @@ def load_adapter(
 
     A merged release is loaded by itself. Raises SignatureError, ReleaseError, BaseMismatchError, HubError.
     """
-    release = open_release(
-        ref, endpoint=endpoint, token=token, keys=[Path(key) for key in keys], require_signed=require_signed
-    )
+    paths = [Path(key) for key in ((keys,) if isinstance(keys, (str, Path)) else keys)]
+    release = open_release(ref, endpoint=endpoint, token=token, keys=paths, require_signed=require_signed)
+    if release.manifest.kind in ("merged", "quantized") and base is not None:
+        raise ReleaseError(f"{ref} is a {release.manifest.kind} release: it needs no base", "leave base out")
     return load_release(release, base, endpoint=endpoint, token=token, any_base=any_base, device=device)
 
 
@@ -62,6 +63,10 @@ def open_release(
     """
     if not Path(ref).is_dir():
         from adapterhub.hub.pull import pull
+        from adapterhub.hub.refs import looks_like_path
+
+        if looks_like_path(str(ref)):
+            raise ReleaseError(f"{ref}: no such folder", "check the path, or name owner/name[@version]")
 
         pulled = pull(str(ref), endpoint=endpoint, token=token, keys=keys, require_signed=require_signed)
         return pulled.release
@@ -95,7 +100,7 @@ def load_release(
         raise ReleaseError(
             f"{release.path} is a {manifest.kind} release, not a model", "name an adapter release"
         )
-    device = device or default_device()
+    device = _usable(device)
     check_loadable(release.path)  # before anything of it is opened
     tokenizer = load_tokenizer(release.path)
     if manifest.kind == "adapter":
@@ -128,6 +133,10 @@ def find_base(
         return Path(base)
     source = str(base) if base is not None else _source_of(lock)
     from adapterhub.hub.bases import fetch_base
+    from adapterhub.hub.refs import looks_like_path
+
+    if looks_like_path(source):
+        raise ReleaseError(f"{source}: no such folder", "check the path of the base, or name owner/name")
 
     fetched = fetch_base(source, endpoint=endpoint, token=token)
     if lock is not None and not any_base:
@@ -153,15 +162,13 @@ def _attach(model: PreTrainedModel, folder: Path) -> Any:
 
     from adapterhub.packaging.adapter import read_adapter
 
-    read_adapter(
-        folder
-    )  # refuses pickles, and factors that their configuration does not describe, in our words
+    read_adapter(folder)  # refuses what its configuration does not describe, in our words
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers by an old name
             return PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, RuntimeError, KeyError) as err:
-        first = (str(err).strip() or type(err).__name__).splitlines()[0][:200]
+        first = " ".join(str(err).split())[:300] or type(err).__name__
         raise ReleaseError(
             f"the adapter in {folder} does not fit the base: {first}", "load it on the base it was trained on"
         ) from err
@@ -175,6 +182,16 @@ def _stop_at(model: Any, end_token: int) -> None:
     settings.eos_token_id = list(dict.fromkeys([end_token, *(token for token in known if token is not None)]))
     if settings.pad_token_id is None:
         settings.pad_token_id = end_token
+
+
+def _usable(device: Device | None) -> Device:
+    """``device`` if it is one that is here; CUDA or else the CPU for None. Raises AdapterHubError."""
+    best = default_device()
+    if device not in (None, "cpu", "cuda"):
+        raise AdapterHubError(f"device {device!r} is not known", 'name "cpu" or "cuda", or leave device out')
+    if device == "cuda" and best != "cuda":
+        raise AdapterHubError("there is no CUDA device that torch can use here", "leave device out")
+    return device or best
 
 
 def default_device() -> Device:

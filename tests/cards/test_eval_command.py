@@ -171,3 +171,44 @@ def test_limits_of_options_are_checked(tiny_release: Path, data: Path, run_cli: 
     for option in ("--limit", "--batch-size", "--max-new-tokens"):
         code, _, err = run_cli("eval", tiny_release, "--data", data, option, "0")
         assert (code, option in err) == (2, True)
+
+
+def test_changed_weights_are_not_measured(
+    tiny_release: Path, tiny_base: Path, data: Path, run_cli: RunCli
+) -> None:
+    """Scores are bound to the weights that the manifest lists."""
+    weights = tiny_release / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, _, err = run_cli("eval", tiny_release, "--data", data, "--base", tiny_base)
+    assert code == 4
+    assert "adapter_model.safetensors" in err
+    assert not (tiny_release / SCORES).exists()
+
+
+def test_the_rows_of_training_are_no_held_out_rows(
+    tiny_release: Path, tiny_base: Path, data: Path, run_cli: RunCli
+) -> None:
+    from adapterhub.packaging.manifest import DatasetLock
+    from adapterhub.trainer.data import read_rows, rows_digest
+
+    rows = read_rows(data)
+    lock = DatasetLock(source="train.jsonl", split="train", rows=len(rows), sha256=rows_digest(rows))
+    manifest = Manifest.read(tiny_release).model_copy(update={"datasets": (lock,)})
+    (tiny_release / "adapterhub.json").write_bytes(manifest.to_bytes())
+    code, _, err = run_cli("eval", tiny_release, "--data", data, "--base", tiny_base)
+    assert code == 2
+    assert "trained on" in err
+
+
+def test_nothing_is_written_into_the_hubs_cache(
+    tiny_release: Path, tiny_base: Path, data: Path, run_cli: RunCli, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "hub" / "models--ann--tiny" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    tiny_release.rename(snapshot)
+    for command in (("eval", snapshot, "--data", data, "--base", tiny_base), ("card", snapshot)):
+        code, _, err = run_cli(*command)
+        assert code == 3
+        assert "pull ann/tiny@" in err

@@ -93,7 +93,8 @@ def test_a_malformed_override_is_refused(recipe_file: Path, override: str) -> No
 
 
 @pytest.mark.parametrize(
-    "content", ["", "- a\n", "a: [", "\tb: 1", "!!python/object/apply:os.system [ls]", "a: \x00"]
+    "content",
+    ["", "- a\n", "a: [", "name: x\nname: y\n", "\tb: 1", "!!python/object/apply:os.system [ls]", "a: \x00"],
 )
 def test_what_is_no_recipe_is_refused_in_words(tmp_path: Path, content: str) -> None:
     path = tmp_path / "recipe.yaml"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.targets import refuse_cached
 from adapterhub.errors import ManifestError, ReleaseError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base", type=click.Path(path_type=Path), help="The base's folder. Default: the one it was trained on."
 )
+@click.option("--endpoint", metavar="URL", help="The Hub to take the base from, instead of $HF_ENDPOINT.")
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many rows.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Questions at once."
@@ -41,6 +43,7 @@ def eval_command(
     release: Path,
     data: Path,
     base: Path | None,
+    endpoint: str | None,
     limit: int | None,
     batch_size: int,
     max_new_tokens: int | None,
@@ -56,14 +59,30 @@ def eval_command(
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import read_rows
 
+    refuse_cached(release)
     opened = Release.open(release)
     refuse_what_cannot_be_measured(opened)
+    opened.check_files()  # a score belongs to the very weights that the manifest lists
     rows = read_rows(data, "test")[:limit]
+    _refuse_training_rows(opened, data, rows)
     known = _known_cases(opened)
-    evaluation = _evaluate(opened, known, data, rows, base, limit, batch_size, max_new_tokens)
+    evaluation = _evaluate(opened, known, data, rows, base, endpoint, limit, batch_size, max_new_tokens)
     evaluation = replace(evaluation, failures=keep_added(evaluation.failures, known))
     opened.with_files({SCORES: to_json(evaluation.scores), FAILURES: to_jsonl(evaluation.failures)})
     click.echo(_as_json(opened, evaluation) if as_json else _as_table(evaluation))
+
+
+def _refuse_training_rows(release: Release, data: Path, rows: list[Row]) -> None:
+    """Raise DataError when ``rows`` are the very rows that the release was trained on."""
+    from adapterhub.errors import DataError
+    from adapterhub.trainer.data import rows_digest
+
+    digest = rows_digest(rows)
+    if any(lock.split == "train" and lock.sha256 == digest for lock in release.manifest.datasets):
+        raise DataError(
+            f"{data} holds the rows that the adapter was trained on; they say nothing of others",
+            "name held-out rows",
+        )
 
 
 def _evaluate(
@@ -72,6 +91,7 @@ def _evaluate(
     data: Path,
     rows: list[Row],
     base: Path | None,
+    endpoint: str | None,
     limit: int | None,
     batch_size: int,
     max_new_tokens: int | None,
@@ -87,7 +107,7 @@ def _evaluate(
     from adapterhub.trainer.data import rows_digest
     from adapterhub.trainer.hardware import detect_hardware
 
-    model, tokenizer = load_release(release, base)
+    model, tokenizer = load_release(release, base, endpoint=endpoint)
     context = getattr(model.config, "max_position_embeddings", None)
     rows, questions, left_out = _pose(tokenizer, rows, context)
     decoding = Decoding(
@@ -234,6 +254,7 @@ def card_command(release: Path, check: bool) -> None:
         check_files(opened, files)
         click.echo(f"the card of {release} matches its evidence")
         return
+    refuse_cached(release)
     opened.with_files(files)
     for name in files:
         click.echo(release / name)

@@ -116,7 +116,7 @@ def _rows(recipe: Recipe, named: str, split: Split, endpoint: str | None) -> Dat
 
     source = recipe.resolve(named)
     if isinstance(source, Path):
-        return DataSource(read_rows(source, split), source.name, split)
+        return DataSource(read_rows(source, split), source.resolve().name, split)
     from adapterhub.hub.datasets import fetch_rows
 
     fetched = fetch_rows(source, split, endpoint=endpoint)

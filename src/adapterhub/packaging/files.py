@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapterhub.errors import ReleaseError
 
+MANIFEST_NAME = "adapterhub.json"
 _MAX_PATH_CHARS = 512
 
 
@@ -40,8 +41,11 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, else is removed.
 
     Every file is fsynced before the rename. Raises ReleaseError when ``target`` exists and is not an empty
-    folder: nothing is ever overwritten.
+    folder: nothing is ever overwritten; and when it lies inside a release, which it would break.
     """
+    for above in target.absolute().parents:
+        if (above / MANIFEST_NAME).is_file():
+            raise ReleaseError(f"{target} lies inside the release {above}", "choose an --out beside it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ReleaseError(f"{target} exists already", "choose another --out, or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,11 @@ def check_relative_path(path: str) -> str:
 def list_files(folder: Path) -> list[str]:
     """The sorted relative POSIX paths of all files below ``folder``, links to files among them."""
     found = []
-    for root, _dirs, names in os.walk(folder):
+
+    def refuse(err: OSError) -> None:  # what cannot be read could hold anything
+        raise err
+
+    for root, _dirs, names in os.walk(folder, onerror=refuse):
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
 

@@ -12,9 +12,9 @@ from packaging.version import Version as PyPIVersion
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapterhub.errors import ManifestError, VersionError
+from adapterhub.packaging.files import MANIFEST_NAME as MANIFEST_NAME
 from adapterhub.packaging.files import check_relative_path
 
-MANIFEST_NAME = "adapterhub.json"
 SIGNATURE_NAME = "model.sig"
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024

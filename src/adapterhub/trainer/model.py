@@ -23,6 +23,8 @@ Device = Literal["cpu", "cuda"]
 
 # On import bitsandbytes advises a kernel that has no backward, so training could not use it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# It orders checkpoints by their number where it does not trust file times: as it should, without a word.
+logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
