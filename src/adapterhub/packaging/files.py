@@ -91,11 +91,15 @@ def check_relative_path(path: str) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """The sorted relative POSIX paths of all files below ``folder``, links to files among them."""
+    """The sorted relative POSIX paths of all files below ``folder``, links to files among them.
+
+    None when there is no such folder; raises OSError when one cannot be read.
+    """
     found = []
 
-    def refuse(err: OSError) -> None:  # what cannot be read could hold anything
-        raise err
+    def refuse(err: OSError) -> None:
+        if not isinstance(err, FileNotFoundError):  # what cannot be read could hold anything
+            raise err
 
     for root, _dirs, names in os.walk(folder, onerror=refuse):
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]
