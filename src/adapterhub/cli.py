@@ -20,7 +20,7 @@ COMMANDS = {
     "plan": "adapterhub.commands.planning",
     "train": "adapterhub.commands.training",
     "eval": "adapterhub.commands.evidence",
-    "card": "adapterhub.commands.evidence",
+    "card": "adapterhub.commands.cards",
     "failures": "adapterhub.commands.failures",
     "arena": "adapterhub.commands.arena",
     "keygen": "adapterhub.commands.signing",

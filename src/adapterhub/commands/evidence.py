@@ -1,4 +1,4 @@
-"""eval, card."""
+"""eval."""
 
 from __future__ import annotations
 
@@ -237,24 +237,3 @@ def _as_table(evaluation: Evaluation) -> str:
     classes = ", ".join(f"{name} {count}" for name, count in count_classes(evaluation.failures).items())
     table.append(f"failure cases: {len(evaluation.failures)}" + (f" ({classes})" if classes else ""))
     return "\n".join(table)
-
-
-@click.command("card")
-@click.argument("release", type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Write nothing; fail when the card does not match the evidence.")
-def card_command(release: Path, check: bool) -> None:
-    """Make README.md and card.html of the folder RELEASE from its manifest and evidence."""
-    from adapterhub.cards.card import read_card
-    from adapterhub.cards.rendering import check_files, render_files
-    from adapterhub.packaging.release import Release
-
-    opened = Release.open(release)
-    files = render_files(read_card(opened))
-    if check:
-        check_files(opened, files)
-        click.echo(f"the card of {release} matches its evidence")
-        return
-    refuse_cached(release)
-    opened.with_files(files)
-    for name in files:
-        click.echo(release / name)
