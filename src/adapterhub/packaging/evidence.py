@@ -16,6 +16,9 @@ SCORES = "evidence/scores.json"
 FAILURES = "evidence/failures.jsonl"
 FIDELITY = "evidence/fidelity.json"
 
+Finding = Literal["better", "worse", "no difference shown"]
+"""What a paired test of the adapter against the base shows at 5 %: no card calls noise a gain."""
+
 
 class LedgerPart(Frozen):
     """One line of the memory ledger."""
@@ -85,9 +88,9 @@ class CurveEvidence(Frozen):
 class Score(Frozen):
     """One figure for base and adapter on the same rows."""
 
-    metric: Literal["exact_match", "loss", "perplexity"]
+    metric: Literal["exact_match", "loss", "perplexity", "bits_per_byte"]
     unit: str
-    """``share of rows``, ``nats a token``, ``perplexity``."""
+    """``share of rows``, ``nats a token``, ``perplexity``, ``bits a byte``."""
     rows: int
     base: float
     adapter: float
@@ -96,6 +99,10 @@ class Score(Frozen):
     adapter_interval: tuple[float, float] | None = None
     tokens: int | None = None
     """Assistant tokens that a loss is the mean over."""
+    p_value: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of a paired test, two-sided: McNemar's exact one for shares; None where none was made."""
+    verdict: Finding | None = None
+    """What that test shows at 5 %; None where none was made."""
 
 
 class Example(Frozen):
@@ -129,6 +136,16 @@ class ScoresEvidence(Frozen):
     """Wall time of generating and scoring, without loading."""
 
 
+class FailureRate(Frozen):
+    """How often a sampled answer fails."""
+
+    failed: Annotated[int, Field(ge=0)]
+    samples: Annotated[int, Field(ge=1)]
+    """Answers that were drawn, with seeds from the recorded one upwards."""
+    interval: tuple[float, float]
+    """95 %, Wilson, of the share that fails."""
+
+
 class FailureCase(Frozen):
     """One reproducible failure of the adapter."""
 
@@ -148,7 +165,11 @@ class FailureCase(Frozen):
     since: str
     """The version that first failed it."""
     added: bool = False
-    """Whether a person added it, rather than a measurement of rows; measuring again keeps it."""
+    """Whether a person added it, rather than a measurement; measuring again keeps it."""
+    found_in: Literal["rows", "probes", "mining"] = "rows"
+    """What kind of measurement found it; measuring one kind again keeps the others' cases."""
+    rate: FailureRate | None = None
+    """How often it fails with sampling; None: greedy."""
     note: str | None = None
     """What that person says of it."""
 
