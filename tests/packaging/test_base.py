@@ -100,3 +100,24 @@ def test_pickles_and_empty_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ReleaseError, match=r"holds no config\.json"):
         lock_base(tmp_path, name="x")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\ntags: [a]\n---\n# A base\n", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: llama3.9\n---\n", "llama3.9"),
+        ("---\nlicense: [a, b]\n---\n", None),
+        ("---\n[not: yaml\n---\n", None),
+        ("# A base\n\nlicense: mit\n\n---\n\n---\n", None),
+        ("", None),
+    ],
+)
+def test_the_licence_is_what_the_bases_card_names(
+    tiny_base: Path, tmp_path: Path, card: str, licence: str | None
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "README.md").write_text(card, encoding="utf-8")
+    assert lock_base(base, name="owner/base").licence == licence
+    assert lock_base(tiny_base, name="owner/base").licence is None

@@ -20,6 +20,7 @@ _COMPANIONS = (
     "spiece.model", "sentencepiece.bpe.model", "*.tiktoken",
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
     "LICENSE*", "LICENCE*", "NOTICE*",  # what a merged release must carry on
+    "README.md",  # names the licence
 )  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

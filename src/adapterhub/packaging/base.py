@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ from adapterhub.packaging.files import sha256_file
 from adapterhub.packaging.manifest import BaseLock, Quantization
 
 WEIGHT_SUFFIX = ".safetensors"
+_MOST_OF_A_CARD = 256 * 1024  # bytes; front matter stands at the top
 
 
 def base_digest(weights: Mapping[str, str]) -> str:
@@ -78,6 +80,7 @@ def lock_base(
         if chat_template is not None
         else None,
         quantization=quantization,
+        licence=_licence_in(folder / "README.md"),
     )
 
 
@@ -112,3 +115,22 @@ def check_config(expected: BaseLock, folder: Path) -> None:
             f"take config.json from {expected.name}"
             + (f" at commit {expected.revision}" if expected.revision else ""),
         )
+
+
+def _licence_in(card: Path) -> str | None:
+    """The licence that a model card's front matter names; None where there is none to be read."""
+    import yaml
+
+    if not card.is_file():
+        return None
+    with card.open("rb") as file:
+        text = file.read(_MOST_OF_A_CARD).decode(errors="replace")
+    parts = re.split(r"^---[ \t]*\r?$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3 or parts[0].strip("\ufeff \r\n"):
+        return None
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    named = [front.get(key) for key in ("license_name", "license")] if isinstance(front, dict) else []
+    return next((name for name in named if isinstance(name, str) and 0 < len(name) <= 200), None)

@@ -65,6 +65,8 @@ class BaseLock(Frozen):
     """sha256 of the chat template's text, UTF-8."""
     quantization: Quantization | None = None
     """None when the base was not quantized."""
+    licence: str | None = None
+    """As the base's own card names it; None when it has no card, or that names none."""
 
 
 class DatasetLock(Frozen):
