@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub import DataError
-from adapterhub.trainer.data import Row, read_rows, rows_digest, to_messages
+from adapterhub.packaging.rows import to_messages
+from adapterhub.trainer.data import Row, read_rows, rows_digest
 
 CHAT = {
     "messages": [{"role": "user", "content": "Two pears."}, {"role": "assistant", "content": '{"pears":2}'}]
