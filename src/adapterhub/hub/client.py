@@ -26,7 +26,7 @@ from adapterhub.packaging.files import write_atomic
 from adapterhub.version import __version__
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
 
 RepoType = Literal["model", "dataset"]
 PUBLIC_HUB: Final = "https://huggingface.co"
@@ -104,12 +104,14 @@ def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Resolved:
     return Resolved(info.sha, offline=False)
 
 
-def look_up(api: HfApi, ref: Ref) -> ModelInfo | None:
-    """What a Hub tells of a model repository; None when it has none of that name that the token may see."""
+def look_up(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> ModelInfo | DatasetInfo | None:
+    """What a Hub tells of a repository; None when it has none of that name that the token may see."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     with hub_errors(api, ref):
         try:
+            if repo_type == "dataset":
+                return api.dataset_info(ref.repo, timeout=_FIRST_ANSWER)
             return api.model_info(ref.repo, timeout=_FIRST_ANSWER)
         except GatedRepoError:
             raise
@@ -117,10 +119,11 @@ def look_up(api: HfApi, ref: Ref) -> ModelInfo | None:
             return None
 
 
-def list_tags(api: HfApi, ref: Ref) -> dict[str, str]:
-    """The tags of a model repository on the Hub: name to commit. Raises RefError, AuthError, HubError."""
+def list_tags(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> dict[str, str]:
+    """The tags of a repository on the Hub: name to commit. Raises RefError, AuthError, HubError."""
     with hub_errors(api, ref.repo):
-        return {tag.name: tag.target_commit for tag in api.list_repo_refs(ref.repo).tags}
+        found = api.list_repo_refs(ref.repo, repo_type=repo_type).tags
+    return {tag.name: tag.target_commit for tag in found}
 
 
 def repo_cache(repo: str, repo_type: RepoType = "model") -> Path:

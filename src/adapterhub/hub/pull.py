@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.errors import HubError, ManifestError, SignatureError
-from adapterhub.hub.client import Unreachable, connect, list_tags, repo_cache, resolve
+from adapterhub.hub.client import RepoType, Unreachable, connect, list_tags, repo_cache, resolve
 from adapterhub.hub.downloads import Content
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
@@ -52,8 +52,12 @@ def pull(
     out: Path | None = None,
     keys: Sequence[Path] = (),
     require_signed: bool = False,
+    repo_type: RepoType = "model",
 ) -> Pulled:
     """Bring a release into the Hugging Face cache, check every file of it, and open it.
+
+    Adapters and models come from model repositories, releases of kind dataset from those of ``repo_type``
+    ``dataset``.
 
     ``ref`` without a revision means the highest version there is, a pre-release only if there is nothing
     else, and the main branch of a repository without versions. Only what the manifest lists is downloaded. A
@@ -73,26 +77,26 @@ def pull(
     """
     asked = parse_ref(ref) if isinstance(ref, str) else ref
     api = connect(endpoint, token)
-    chosen = asked if asked.revision is not None else newest(api, asked)
-    commit, offline = resolve(api, chosen)
+    chosen = asked if asked.revision is not None else newest(api, asked, repo_type)
+    commit, offline = resolve(api, chosen, repo_type)
     try:
-        folder, signer = _take_checked(api, chosen, commit, keys, require_signed)
+        folder, signer = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
     except (SignatureError, ManifestError):
-        if not drop_damaged(snapshot_folder(chosen, commit)):
+        if not drop_damaged(snapshot_folder(chosen, commit, repo_type)):
             raise
-        folder, signer = _take_checked(api, chosen, commit, keys, require_signed)
+        folder, signer = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
     tag = tag_of(chosen.version) if chosen.version is not None else None
     if out is not None:
         folder = _copy(folder, out)
     return Pulled(Release.open(folder), chosen.repo, commit, tag, signer, offline)
 
 
-def newest(api: HfApi, ref: Ref) -> Ref:
+def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
     """What a reference without a revision means: the highest version, or else the main branch."""
     try:
-        return Ref(ref.repo, highest_version(list(list_tags(api, ref))))
+        return Ref(ref.repo, highest_version(list(list_tags(api, ref, repo_type))))
     except Unreachable as err:
-        seen = [path.name for path in (repo_cache(ref.repo) / "refs").glob("v*")]
+        seen = [path.name for path in (repo_cache(ref.repo, repo_type) / "refs").glob("v*")]
         known = highest_version(seen)
         if known is None:
             raise
@@ -102,15 +106,17 @@ def newest(api: HfApi, ref: Ref) -> Ref:
 
 
 def _take_checked(
-    api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool
+    api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool, repo_type: RepoType
 ) -> tuple[Path, Signer | None]:
     """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
-    folder, record = snapshot_folder(ref, commit), record_path(ref, commit, "pull")
+    folder = snapshot_folder(ref, commit, repo_type)
+    record = record_path(ref, commit, "pull", repo_type)
     digests, touched = read_record(record, folder)
-    heads = _take_heads(api, ref, commit, folder, {name: digests[name] for name in _HEADS if name in digests})
+    known_heads = {name: digests[name] for name in _HEADS if name in digests}
+    heads = _take_heads(api, ref, commit, repo_type, known_heads)
     manifest = _read_manifest(ref, folder)
     contents = {name: Content(entry.sha256, entry.size) for name, entry in manifest.files.items()}
-    fetched = download(api, ref, commit, manifest.files, contents=contents)
+    fetched = download(api, ref, commit, manifest.files, repo_type, contents)
     known = {name: digest for name, digest in digests.items() if name not in touched}
     known |= {name: contents[name].sha256 for name in fetched}
     try:
@@ -123,21 +129,24 @@ def _take_checked(
     return folder, signer
 
 
-def _take_heads(api: HfApi, ref: Ref, commit: str, folder: Path, known: dict[str, str]) -> dict[str, str]:
+def _take_heads(
+    api: HfApi, ref: Ref, commit: str, repo_type: RepoType, known: dict[str, str]
+) -> dict[str, str]:
     """Bring the manifest and the signature, which nothing else vouches for, as the commit lists them.
 
     Returns the sha256 of each that it has; ``known`` is that from an earlier check, and the Hub is then asked
     for no listing. Raises SignatureError when the cache shows another, or one that the commit has not.
     """
+    folder = snapshot_folder(ref, commit, repo_type)
     if known:
         wanted = known
-        download(api, ref, commit, wanted)
+        download(api, ref, commit, wanted, repo_type)
         same = {name: sha256_file(folder / name) == digest for name, digest in wanted.items()}
     else:
-        listed = list_files(api, ref, commit)
+        listed = list_files(api, ref, commit, repo_type)
         if MANIFEST_NAME not in listed:
             raise _no_release(ref)
-        download(api, ref, commit, [name for name in _HEADS if name in listed])
+        download(api, ref, commit, [name for name in _HEADS if name in listed], repo_type)
         same = {name: listed[name].is_content_of(folder / name) for name in _HEADS if name in listed}
         wanted = {name: sha256_file(folder / name) for name in same}
     for name in _HEADS:

@@ -13,7 +13,7 @@ from adapterhub.errors import (
     RefError,
     VersionError,
 )
-from adapterhub.hub.client import connect, hub_errors, look_up
+from adapterhub.hub.client import RepoType, connect, hub_errors, list_tags, look_up
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import HubFile, download, list_files, snapshot_folder
 from adapterhub.hub.uploads import commit_files
@@ -80,6 +80,7 @@ def push(
 ) -> Pushed:
     """Publish a release as one commit on the main branch of ``repo`` (``owner/name``), and tag its version.
 
+    A release of kind dataset goes to the dataset repository of that name, any other to the model repository.
     The release is checked first, and its signature too. A repository that does not exist is made, readable by
     all or, with ``private``, by its owner. Files whose content is on the Hub already are not sent; files that
     the release there lists and this one does not are deleted; whatever else lies in the repository stays.
@@ -99,7 +100,7 @@ def push(
     signer = check_signature(release.path)
     api = connect(endpoint, token)
     tag = tag_of(release.manifest.version)
-    head = _look(api, ref, private)
+    head = _look(api, ref, private, repo_type_of(release))
     if tag in head.tags:
         return _check_same(api, ref, release, tag, head, signer)
     _check_order(release.manifest.version, head.tags)
@@ -107,18 +108,24 @@ def push(
     there = all(change.change == "unchanged" for change in changes)
     if dry_run:
         commit = head.commit if there else None
-        return Pushed(ref.repo, tag, "dry run", commit, _url(api, ref, commit), changes, kept, signer)
+        url = _url(api, ref, release, commit)
+        return Pushed(ref.repo, tag, "dry run", commit, url, changes, kept, signer)
     commit = head.commit if there else _commit(api, ref, release, head, changes, private)
     assert commit is not None
     _tag(api, ref, release, tag, commit)
     outcome: Outcome = "tagged" if there else "pushed"
-    return Pushed(ref.repo, tag, outcome, commit, _url(api, ref, commit), changes, kept, signer)
+    return Pushed(ref.repo, tag, outcome, commit, _url(api, ref, release, commit), changes, kept, signer)
 
 
-def _look(api: HfApi, ref: Ref, private: bool) -> _Head:
+def repo_type_of(release: Release) -> RepoType:
+    """Which type of repository holds releases of this kind."""
+    return "dataset" if release.manifest.kind == "dataset" else "model"
+
+
+def _look(api: HfApi, ref: Ref, private: bool, repo_type: RepoType) -> _Head:
     """What is there now. Raises HubError when ``private`` is wanted of a repository that everybody can
     read."""
-    info = look_up(api, ref)
+    info = look_up(api, ref, repo_type)
     if info is None or info.sha is None:
         return _Head(None, {}, {})
     if private and not info.private:
@@ -126,9 +133,7 @@ def _look(api: HfApi, ref: Ref, private: bool) -> _Head:
             f"{ref} exists and everybody can read it, but --private was asked for",
             "make it private on the Hub first, or push to another repository",
         )
-    with hub_errors(api, ref):
-        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(ref.repo).tags}
-    return _Head(info.sha, list_files(api, ref, info.sha), tags)
+    return _Head(info.sha, list_files(api, ref, info.sha, repo_type), list_tags(api, ref, repo_type))
 
 
 def _check_same(
@@ -136,11 +141,11 @@ def _check_same(
 ) -> Pushed:
     """What a push does whose version is there: nothing, if it is the same release. Raises VersionError if
     not."""
-    at_tag, target = Ref(ref.repo, tag), head.tags[tag]
+    at_tag, target, repo_type = Ref(ref.repo, tag), head.tags[tag], repo_type_of(release)
     if target != head.commit:
         with hub_errors(api, at_tag):  # an annotated tag's target is the tag itself
-            target = api.repo_info(ref.repo, revision=tag).sha or target
-        head = _Head(target, list_files(api, at_tag, target), {})
+            target = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha or target
+        head = _Head(target, list_files(api, at_tag, target, repo_type), {})
     commit = head.commit
     changes, kept = _compare(api, at_tag, release, head)
     different = [change.name for change in changes if change.change != "unchanged"]
@@ -149,7 +154,8 @@ def _check_same(
             f"{at_tag} is there with other content ({', '.join(different[:3])}), and a version never changes",
             f"give the release a version above {tag.removeprefix('v')}",
         )
-    return Pushed(ref.repo, tag, "already there", commit, _url(api, ref, commit), changes, kept, signer)
+    url = _url(api, ref, release, commit)
+    return Pushed(ref.repo, tag, "already there", commit, url, changes, kept, signer)
 
 
 def _check_order(version: str, tags: Mapping[str, str]) -> None:
@@ -190,9 +196,10 @@ def _listed_at(api: HfApi, ref: Ref, release: Release, head: _Head) -> set[str]:
         return set()
     if head.files[MANIFEST_NAME].is_content_of(release.path / MANIFEST_NAME):
         return _names(release) & set(head.files)
-    download(api, ref, head.commit, [MANIFEST_NAME])
+    repo_type = repo_type_of(release)
+    download(api, ref, head.commit, [MANIFEST_NAME], repo_type)
     try:
-        manifest = Manifest.read(snapshot_folder(ref, head.commit))
+        manifest = Manifest.read(snapshot_folder(ref, head.commit, repo_type))
     except ManifestError:  # nobody can tell what belongs to it, so nothing of it is deleted
         return {MANIFEST_NAME}
     return {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME} & set(head.files)
@@ -215,12 +222,15 @@ def _commit(
     api: HfApi, ref: Ref, release: Release, head: _Head, changes: tuple[FileChange, ...], private: bool
 ) -> str:
     """Send what changed, in one commit onto the head that was looked at."""
-    parent = head.commit or _create(api, ref, private)
+    repo_type = repo_type_of(release)
+    parent = head.commit or _create(api, ref, private, repo_type)
     add = {it.name: release.path / it.name for it in changes if it.change in ("new", "changed")}
     delete = [it.name for it in changes if it.change == "deleted"]
     message = f"Release {release.manifest.name} {release.manifest.version}"
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
-    made = commit_files(api, ref.repo, add, delete, message=message, parent=parent, digests=digests)
+    made = commit_files(
+        api, ref.repo, add, delete, message=message, parent=parent, digests=digests, repo_type=repo_type
+    )
     commit = str(made.oid)
     _check_arrived(api, ref, release, commit)
     return commit
@@ -229,7 +239,7 @@ def _commit(
 def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
     """Raise when the commit is not the release that was checked: before it has a version, that can be
     mended. HubError for what arrived otherwise, SignatureError for what was changed here meanwhile."""
-    there = list_files(api, ref, commit)
+    there = list_files(api, ref, commit, repo_type_of(release))
     in_git = [name for name, file in there.items() if file.sha256 is None and name in release.manifest.files]
     release.check_files(only=in_git)
     wrong = sorted(
@@ -242,12 +252,12 @@ def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
         )
 
 
-def _create(api: HfApi, ref: Ref, private: bool) -> str:
+def _create(api: HfApi, ref: Ref, private: bool, repo_type: RepoType) -> str:
     """Make the repository; return its first commit."""
     with hub_errors(api, ref):
         # None leaves it to the Hub: an organisation may have made private its own default.
-        api.create_repo(ref.repo, private=True if private else None)
-        sha = api.repo_info(ref.repo).sha
+        api.create_repo(ref.repo, repo_type=repo_type, private=True if private else None)
+        sha = api.repo_info(ref.repo, repo_type=repo_type).sha
     if sha is None:
         raise HubError(f"{api.endpoint} made {ref} without a first commit", "check that it is a Hub")
     return sha
@@ -255,12 +265,13 @@ def _create(api: HfApi, ref: Ref, private: bool) -> str:
 
 def _tag(api: HfApi, ref: Ref, release: Release, tag: str, commit: str) -> None:
     """Name the commit; a tag that another push of the same commit has just made will do."""
+    repo_type = repo_type_of(release)
     try:
         with hub_errors(api, ref):
-            api.create_tag(ref.repo, tag=tag, revision=commit)
+            api.create_tag(ref.repo, tag=tag, revision=commit, repo_type=repo_type)
     except ConflictError as err:
         with hub_errors(api, ref):
-            taken = api.repo_info(ref.repo, revision=tag).sha
+            taken = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha
         if taken == commit:
             return
         raise ConflictError(
@@ -269,6 +280,7 @@ def _tag(api: HfApi, ref: Ref, release: Release, tag: str, commit: str) -> None:
         ) from err
 
 
-def _url(api: HfApi, ref: Ref, commit: str | None) -> str:
-    page = f"{api.endpoint}/{ref.repo}"
+def _url(api: HfApi, ref: Ref, release: Release, commit: str | None) -> str:
+    folder = "datasets/" if repo_type_of(release) == "dataset" else ""
+    page = f"{api.endpoint}/{folder}{ref.repo}"
     return page if commit is None else f"{page}/commit/{commit}"

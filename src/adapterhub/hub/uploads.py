@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from adapterhub.errors import HubError, ReleaseError
-from adapterhub.hub.client import PUBLIC_HUB, hub_errors
+from adapterhub.hub.client import PUBLIC_HUB, RepoType, hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -28,6 +28,7 @@ def commit_files(
     message: str,
     parent: str,
     digests: Mapping[str, str] | None = None,
+    repo_type: RepoType = "model",
 ) -> CommitInfo:
     """Add or replace files and delete others in one commit onto ``parent``, the head of the main branch.
 
@@ -53,7 +54,9 @@ def commit_files(
             *additions,
         ]
         stack.enter_context(_card_errors(repo))
-        return api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
+        return api.create_commit(
+            repo, operations, commit_message=message, parent_commit=parent, repo_type=repo_type
+        )
 
 
 def _as_stream(path: Path) -> BinaryIO:
