@@ -1,4 +1,4 @@
-"""evidence/precisions.json: the base in 16 bits, the base in 4 bits, the adapter on 4 bits, on the same rows."""
+"""evidence/precisions.json: base in 16 bits, base in 4 bits, adapter on 4 bits, on the same rows."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ class PrecisionsEvidence(Frozen):
 
 
 def read_precisions(folder: Path) -> PrecisionsEvidence | None:
-    """The comparison of a release folder, or None when it was not made. Raises ManifestError when malformed."""
+    """The comparison of a release folder, or None when it was not made; ManifestError when malformed."""
     return read_evidence(folder, PRECISIONS, PrecisionsEvidence)
