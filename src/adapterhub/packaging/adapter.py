@@ -24,13 +24,24 @@ PICKLE_NAME = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_RANK = 65536
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_EMBEDDING_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_embedding_(?P<side>[AB])")
+_MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector(\.weight)?")
+_TOKENS = re.compile(r"base_model\.model\.(?P<module>.+)\.token_adapter\.trainable_tokens_delta")
+_WHOLE = re.compile(
+    r"base_model\.model\.(?P<module>.+?)(\.base_layer|\.modules_to_save|\.token_adapter\.base_layer)?"
+    r"\.(?P<parameter>weight|bias)"
+)
+# What PEFT writes beside a saved module: the base's own weights, which a merge has from the base.
+_BASES_OWN = re.compile(r"base_model\.model\..+\.original_module\..+")
+# Modules whose whole weights PEFT saves without being asked: when they were adapted, or resized.
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 
 # Settings of peft.LoraConfig that do not change what the stored factors mean.
 _NEUTRAL = {
     "auto_mapping", "inference_mode", "peft_version", "task_type", "base_model_name_or_path", "revision",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
     "megatron_config", "megatron_core", "qalora_group_size", "eva_config", "loftq_config", "runtime_config",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "trainable_token_indices",
 }  # fmt: skip
 # Ways to initialise the factors that leave the base's weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA
 # do not.
@@ -56,9 +67,13 @@ class AdapterConfig(BaseModel):
     """Scale by alpha/√r (https://arxiv.org/abs/2312.03732) instead of alpha/r."""
     fan_in_fan_out: bool = False
     """The base stores these weights as (in, out)."""
-    bias: str = "none"
+    bias: Literal["none", "all", "lora_only"] = "none"
     modules_to_save: list[str] | None = None
     use_dora: bool = False
+    """Rows of the sum keep trained lengths (https://arxiv.org/abs/2402.09353)."""
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+    """Rows of the embeddings that were trained whole; a list stands for ``embed_tokens``."""
+    target_parameters: list[str] | None = None
     target_modules: list[str] | str | None = None
     base_model_name_or_path: str | None = None
     init_lora_weights: bool | str | None = True
@@ -75,17 +90,20 @@ class AdapterConfig(BaseModel):
     def obstacles(self) -> list[str]:
         """What in these settings cannot be merged right, in words; empty when nothing stands in the way."""
         found = []
-        if self.use_dora:
-            found.append("use_dora (DoRA's magnitudes)")
-        if self.modules_to_save:
-            found.append(f"modules_to_save ({', '.join(self.modules_to_save)})")
-        if self.bias != "none":
-            found.append(f"bias={self.bias!r}")
+        if self.target_parameters:
+            named = ", ".join(self.target_parameters)
+            found.append(f"target_parameters ({named}), which transformers fuses of several tensors")
         if self.init_lora_weights not in _PLAIN_INITS:
             found.append(f"init_lora_weights={self.init_lora_weights!r}, which changes the base too")
         extra = self.model_extra or {}
         found += [name for name, value in sorted(extra.items()) if value and name not in _NEUTRAL]
         return found
+
+    def tokens_of(self, module: str) -> list[int]:
+        """The rows of ``module`` that were trained whole; empty when none were."""
+        indices = self.trainable_token_indices or {}
+        named = {"embed_tokens": indices} if isinstance(indices, list) else indices
+        return next((rows for name, rows in named.items() if _is_or_ends_with(module, name)), [])
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,8 @@ class LoraPair:
     rank: int
     scale: float
     """s in W + s·B·A."""
+    transposed: bool = False
+    """The base stores the weight as (in, out): an embedding, or ``fan_in_fan_out``."""
 
     @property
     def out_features(self) -> int:
@@ -121,7 +141,17 @@ class Adapter:
     pairs: dict[str, LoraPair]
     """By module."""
     others: tuple[str, ...]
-    """Names of tensors that are no LoRA factor of a linear layer."""
+    """Names of tensors that are no LoRA factor of a linear layer; the fields below sort them."""
+    embeddings: dict[str, LoraPair]
+    """Factors on embeddings, by module: A is (rank, tokens), B (width, rank)."""
+    magnitudes: dict[str, TensorEntry]
+    """DoRA's lengths of the rows, (out,), by module."""
+    tokens: dict[str, TensorEntry]
+    """Rows of embeddings that were trained whole, by module."""
+    whole: dict[str, TensorEntry]
+    """Tensors that take the place of the base's, by their name there."""
+    unknown: tuple[str, ...]
+    """Names of tensors that are none of these."""
 
     @property
     def parameters(self) -> int:
@@ -133,19 +163,19 @@ class Adapter:
 
         Raises ReleaseError when a value is NaN or infinite.
         """
+        pair = self.pairs.get(module) or self.embeddings[module]
+        return self.load(pair.a), self.load(pair.b)
+
+    def load(self, entry: TensorEntry) -> torch.Tensor:
+        """One tensor of the adapter in float32. Raises ReleaseError when a value is NaN or infinite."""
         import torch
 
-        pair = self.pairs[module]
-        factors = []
-        for entry in (pair.a, pair.b):
-            factor = read_tensor(self.file, entry).to(torch.float32)
-            if not torch.isfinite(factor).all():
-                raise ReleaseError(
-                    f"{self.file.path}: {entry.name!r} holds NaN or infinite values",
-                    "train the adapter again",
-                )
-            factors.append(factor)
-        return factors[0], factors[1]
+        tensor = read_tensor(self.file, entry).to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            raise ReleaseError(
+                f"{self.file.path}: {entry.name!r} holds NaN or infinite values", "train the adapter again"
+            )
+        return tensor
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -165,15 +195,66 @@ def read_adapter(folder: Path) -> Adapter:
         raise ReleaseError(f"{folder} holds no {WEIGHTS_NAME}", "name the folder of a PEFT adapter")
     file = read_header(weights)
     sides: dict[str, dict[str, TensorEntry]] = {}
+    embedding_sides: dict[str, dict[str, TensorEntry]] = {}
     others = []
     for entry in file.entries:
-        match = _FACTOR.fullmatch(entry.name)
-        if match:
+        if match := _FACTOR.fullmatch(entry.name):
             sides.setdefault(match["module"], {})[match["side"]] = entry
+            continue
+        others.append(entry)
+        if match := _EMBEDDING_FACTOR.fullmatch(entry.name):
+            embedding_sides.setdefault(match["module"], {})[match["side"]] = entry
+    if config.target_parameters:  # their factors stand for all experts together: no module's own pair
+        others += [entry for found in sides.values() for entry in found.values()]
+        sides = {}
+    sorted_out = _sort_others(config, others)
+    return Adapter(
+        folder=folder,
+        config=config,
+        file=file,
+        pairs={module: _pair(weights, config, module, found) for module, found in sides.items()},
+        others=tuple(entry.name for entry in others),
+        embeddings={
+            module: _pair(weights, config, module, found, embedding=True)
+            for module, found in embedding_sides.items()
+        },
+        **sorted_out,
+    )
+
+
+def _sort_others(config: AdapterConfig, others: list[TensorEntry]) -> dict[str, Any]:
+    """Adapter's fields ``magnitudes``, ``tokens``, ``whole`` and ``unknown``."""
+    magnitudes, tokens, whole, unknown = {}, {}, {}, []
+    for entry in others:
+        if match := _MAGNITUDE.fullmatch(entry.name):
+            magnitudes[match["module"]] = entry
+        elif match := _TOKENS.fullmatch(entry.name):
+            tokens[match["module"]] = entry
+        elif _EMBEDDING_FACTOR.fullmatch(entry.name) or _BASES_OWN.fullmatch(entry.name):
+            continue
+        elif (match := _WHOLE.fullmatch(entry.name)) and _is_saved_whole(config, **match.groupdict()):
+            whole[f"{match['module']}.{match['parameter']}"] = entry
         else:
-            others.append(entry.name)
-    pairs = {module: _pair(weights, config, module, found) for module, found in sides.items()}
-    return Adapter(folder, config, file, pairs, tuple(others))
+            unknown.append(entry.name)
+    return {"magnitudes": magnitudes, "tokens": tokens, "whole": whole, "unknown": tuple(unknown)}
+
+
+def _is_saved_whole(config: AdapterConfig, module: str, parameter: str) -> bool:
+    """Whether PEFT saves this parameter of ``module`` itself under such a configuration."""
+    if parameter == "bias" and config.bias != "none":
+        return True
+    names = [*(config.modules_to_save or ()), *_EMBEDDINGS]
+    return any(is_in(module, name) for name in names)
+
+
+def is_in(module: str, name: str) -> bool:
+    """Whether ``module`` is one that ``modules_to_save`` means by ``name``, or a part of one; PEFT's rule."""
+    parts = module.split(".")
+    return any(".".join(parts[: end + 1]).endswith(name) for end in range(len(parts)))
+
+
+def _is_or_ends_with(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
 
 
 def _read_config(path: Path) -> AdapterConfig:
@@ -231,7 +312,14 @@ def _lookup(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return default
 
 
-def _pair(path: Path, config: AdapterConfig, module: str, found: Mapping[str, TensorEntry]) -> LoraPair:
+def _pair(
+    path: Path,
+    config: AdapterConfig,
+    module: str,
+    found: Mapping[str, TensorEntry],
+    *,
+    embedding: bool = False,
+) -> LoraPair:
     damaged = "the adapter is damaged, or its adapter_config.json belongs to another one"
     if found.keys() != {"A", "B"}:
         raise ReleaseError(f"{path}: {module!r} has lora_{min(found)} without its partner", damaged)
@@ -244,4 +332,4 @@ def _pair(path: Path, config: AdapterConfig, module: str, found: Mapping[str, Te
     for entry in (a, b):
         if entry.dtype not in FLOATS:
             raise ReleaseError(f"{path}: {entry.name!r} is {entry.dtype}, not a float tensor", damaged)
-    return LoraPair(module, a, b, rank, config.scale_of(module))
+    return LoraPair(module, a, b, rank, config.scale_of(module), embedding or config.fan_in_fan_out)

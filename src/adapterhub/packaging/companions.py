@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from adapterhub.packaging.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
-from adapterhub.packaging.layout import Layout, quantization_config
+from adapterhub.packaging.layout import quantization_config
+from adapterhub.packaging.sums import SumPlan
 
 _GENERATION = ("generation_config.json",)
 _TOKENIZER = (
@@ -19,39 +20,43 @@ _TOKENIZER = (
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
-def write_companions(checkpoint: Checkpoint, layout: Layout, adapter: Path, target: Path) -> None:
+def write_companions(checkpoint: Checkpoint, plan: SumPlan, tokenizer: Path, target: Path) -> None:
     """Put everything but the shards into ``target``, so that transformers loads it alone.
 
-    The tokenizer and its chat template come from the adapter's folder when it has them (training may have
-    changed them), else from the base; generation settings and licences come from the base.
+    The tokenizer and its chat template come from the folder ``tokenizer``, the adapter's, when it has them
+    (training may have changed them), else from the base; generation settings and licences come from the base.
     """
     if checkpoint.sharded:
-        _write_json(target / INDEX_NAME, _index(checkpoint, layout))
-    _write_json(target / CONFIG_NAME, _config(checkpoint, layout))
+        _write_json(target / INDEX_NAME, _index(checkpoint, plan))
+    _write_json(target / CONFIG_NAME, _config(checkpoint, plan))
     _copy(checkpoint.folder, _GENERATION + _LICENCES, target)
-    if not _copy(adapter, _TOKENIZER, target):
+    if not _copy(tokenizer, _TOKENIZER, target):
         _copy(checkpoint.folder, _TOKENIZER, target)
 
 
-def _index(checkpoint: Checkpoint, layout: Layout) -> dict[str, object]:
+def _index(checkpoint: Checkpoint, plan: SumPlan) -> dict[str, object]:
     stored = [
         (part, shard.path.name)
         for shard in checkpoint.shards
-        for parts in layout.of_shard(shard).values()
-        for part in parts
+        for made in plan.targets(shard)
+        for part in made.stored
     ]
     files = {part.name: file for part, file in stored}
     total = sum(part.size for part, _file in stored)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
 
 
-def _config(checkpoint: Checkpoint, layout: Layout) -> dict[str, object]:
+def _config(checkpoint: Checkpoint, plan: SumPlan) -> dict[str, object]:
     """config.json with the dtype that the weights have now, under the name that the base uses for it."""
     config = dict(checkpoint.config)
     for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
         config[name] = "bfloat16"
-    if layout.storage != "bf16":
-        config["quantization_config"] = quantization_config(layout.storage)
+    if plan.updates.untied_from is not None:
+        config["tie_word_embeddings"] = False
+    if plan.updates.vocabulary is not None:
+        config["vocab_size"] = plan.updates.vocabulary
+    if plan.layout.storage != "bf16":
+        config["quantization_config"] = quantization_config(plan.layout.storage)
     return config
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub.packaging.manifest import Quantization
-from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile
+from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +68,13 @@ class Layout:
     quantized: frozenset[str]
     """The weights that are stored quantized; none for bf16."""
 
-    def of_shard(self, shard: TensorFile) -> dict[str, list[Stored]]:
-        """By the source tensor's name, in the order of the shard: the tensors that stand for it, in order."""
-        found, position = {}, 0
-        for entry in shard.entries:
+    def place(self, entries: Iterable[TensorEntry]) -> list[list[Stored]]:
+        """For each tensor of a shard, in order: the tensors that stand for it, in order."""
+        found, position = [], 0
+        for entry in entries:
             parts = self._of_tensor(entry, position)
             position += sum(part.size for part in parts)
-            found[entry.name] = parts
+            found.append(parts)
         return found
 
     def _of_tensor(self, entry: TensorEntry, position: int) -> list[Stored]:

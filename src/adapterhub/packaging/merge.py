@@ -53,7 +53,7 @@ class MergeReport:
     tensors: int
     """All tensors of the base."""
     merged: int
-    """Those that an adapter was added to."""
+    """Those that an adapter changed."""
     requantized: int
     """Those that went through 4 bits."""
     quantized: int
@@ -108,14 +108,14 @@ def merge_adapter(
         written.update({name: digests.target for name, digests in shards.items()})
         if lock is not None:
             _check_weights(lock, base, {name: digests.source_sha256 for name, digests in shards.items()})
-        write_companions(checkpoint, plan.layout, adapter, staging)
+        write_companions(checkpoint, plan, adapter, staging)
     return MergeReport(
         out=out,
         onto=onto,
         storage=storage,
         quantization=quantization,
         tensors=len(checkpoint.tensors),
-        merged=len(plan.pairs),
+        merged=len(plan.updates.by_name),
         requantized=len(plan.quantized),
         quantized=len(plan.layout.quantized),
         size=_new_size(checkpoint, plan),
@@ -163,7 +163,7 @@ def _new_size(checkpoint: Checkpoint, plan: SumPlan) -> int:
 
 def _stored(plan: SumPlan, shard: TensorFile) -> list[Stored]:
     """The tensors of a new shard, in order."""
-    return [part for parts in plan.layout.of_shard(shard).values() for part in parts]
+    return [part for target in plan.targets(shard) for part in target.stored]
 
 
 def _check_space(out: Path, checkpoint: Checkpoint, plan: SumPlan) -> None:

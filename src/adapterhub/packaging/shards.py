@@ -61,7 +61,7 @@ class Rewrite:
     @property
     def largest(self) -> int:
         """Bytes of the largest piece."""
-        return max((piece.size for piece in self.pieces), default=1)
+        return max((piece.size for piece in self.pieces), default=0) or 1
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,17 @@
-"""The sums W + s·B·A of a merge: what happens to each tensor of a checkpoint, piece by piece."""
+"""The sums of a merge, piece by piece: rows put in, s·B·A added, lengths restored, rounded once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.adapter import Adapter, LoraPair
 from adapterhub.packaging.checkpoint import Checkpoint
+from adapterhub.packaging.combination import CombinedAdapter, CombinedPair
 from adapterhub.packaging.layout import (
     BLOCK,
     PLAIN_DTYPE,
@@ -24,12 +25,14 @@ from adapterhub.packaging.layout import (
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.packaging.quantized import quantized_names, through_4bit_
 from adapterhub.packaging.shards import Change, Piece
-from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile
+from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile, read_bytes
+from adapterhub.packaging.updates import HEAD, Update, Updates, match_updates
 
 if TYPE_CHECKING:
     import torch
 
     LoadPair = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+    Finish = Callable[[torch.Tensor, int], None]
 
 # Bytes changed at a time: large enough to make calls cheap, small enough that a dozen in flight stay under
 # 100 MB.
@@ -38,124 +41,123 @@ PIECE_BYTES = 4 * 1024 * 1024
 # added, and the allocator hands the same memory out again (four times as many take 2.5 times as long).
 _PRODUCT_ITEMS = 1 << 17
 _PAIRS_KEPT = 4
-_UNMERGED = "load it unmerged with PEFT, or merge it with PEFT's merge_and_unload"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor of the new checkpoint."""
+
+    source: TensorEntry | None
+    """The shard's tensor that it takes the place of; None for one that the base has not."""
+    origin: TensorFile | None
+    """The file that it begins in, when that is not the shard's own place."""
+    entry: TensorEntry
+    """What it begins as, under the name that it will have."""
+    stored: list[Stored]
+    """What stands for it in the new shard, in order."""
 
 
 @dataclass(frozen=True)
 class SumPlan:
     """Which tensors of the checkpoint change, and how."""
 
-    adapter: Adapter
-    pairs: dict[str, LoraPair]
-    """By the name of the weight that the factors are added to."""
+    adapter: Adapter | CombinedAdapter | None
+    """None: nothing is added, the weights are stored otherwise."""
+    updates: Updates
     quantized: frozenset[str]
     """The weights that go through 4 bits first."""
     quantization: Quantization | None
     layout: Layout
     """What the results are stored as."""
 
+    @property
+    def pairs(self) -> dict[str, LoraPair | CombinedPair]:
+        """The factors by the name of the weight that they are added to."""
+        return {name: update.pair for name, update in self.updates.by_name.items() if update.pair is not None}
+
+    def targets(self, shard: TensorFile) -> list[Target]:
+        """The tensors of one new shard, in order; a head that is untied follows the embeddings."""
+        begun: list[tuple[TensorEntry | None, TensorFile | None, TensorEntry]] = []
+        for entry in shard.entries:
+            begun.append(self._begin(entry, entry.name))
+            if entry.name == self.updates.untied_from:
+                begun.append((None, *self._begin(entry, HEAD)[1:]))
+        stored = self.layout.place(entry for _source, _origin, entry in begun)
+        return [Target(*parts, stored=names) for parts, names in zip(begun, stored, strict=True)]
+
+    def _begin(
+        self, source: TensorEntry, name: str
+    ) -> tuple[TensorEntry | None, TensorFile | None, TensorEntry]:
+        update = self.updates.by_name.get(name)
+        if update is None or update.origin is None:
+            return source, None, source
+        file, entry = update.origin
+        return source, file, replace(entry, name=name)
+
     def pieces(self, shard: TensorFile) -> list[Piece]:
         """The pieces of one shard in order, covering every tensor."""
-        load = lru_cache(maxsize=_PAIRS_KEPT)(self.adapter.load_pair)
-        stored = self.layout.of_shard(shard)
-        return [
-            piece for entry in shard.entries for piece in self._pieces_of(entry, stored[entry.name], load)
-        ]
+        load = lru_cache(maxsize=_PAIRS_KEPT)(self.adapter.load_pair) if self.adapter else None
+        pieces: list[Piece] = []
+        end = shard.data_start
+        for target in self.targets(shard):
+            made = self._pieces_of(target, load)
+            if target.source is not None:
+                end = target.source.offset + target.source.size
+            if target.origin is not None:
+                if target.source is not None:
+                    pieces += _cut(target.source, 1, lambda _first: _drop)
+                made = [Piece(end, 0, partial(_elsewhere, target.origin, piece)) for piece in made]
+            pieces += made
+        return pieces
 
-    def _pieces_of(self, entry: TensorEntry, stored: list[Stored], load: LoadPair) -> list[Piece]:
-        pair = self.pairs.get(entry.name)
-        add = partial(_add, pair, self.adapter.config.fan_in_fan_out, load) if pair else None
-        if entry.name in self.layout.quantized:
-            through = self.quantization if entry.name in self.quantized else None
+    def _pieces_of(self, target: Target, load: LoadPair | None) -> list[Piece]:
+        entry, name = target.entry, target.entry.name
+        update = self.updates.by_name.get(name)
+        finish = None
+        if update is not None and update.computes:
+            assert self.adapter is not None
+            assert load is not None
+            finish = partial(_finish, self.adapter, update, load)
+        through = self.quantization if name in self.quantized and target.origin is None else None
+        if name in self.layout.quantized:
             store = _stored_in_int8 if self.layout.storage == "int8" else _stored_in_4bit
-            return [Piece(entry.offset, entry.size, partial(store, entry, stored, through, add))]
-        if entry.name in self.quantized:
-            assert self.quantization is not None
-            return [Piece(entry.offset, entry.size, partial(_requantized, entry, self.quantization, add))]
-        if add is not None:
-            return _cut(entry, entry.shape[1], lambda first: partial(_added, entry, first, add))
+            return [Piece(entry.offset, entry.size, partial(store, entry, target.stored, through, finish))]
+        if through is not None:
+            return [Piece(entry.offset, entry.size, partial(_requantized, entry, through, finish))]
+        if finish is not None:
+            assert update is not None
+            if update.magnitude is not None and update.pair is not None and update.pair.transposed:
+                return [Piece(entry.offset, entry.size, partial(_added, entry, 0, finish))]
+            return _cut(entry, entry.shape[1], lambda first: partial(_added, entry, first, finish))
         if entry.dtype in FLOATS and entry.dtype != PLAIN_DTYPE:
             return _cut(entry, 1, lambda _first: partial(_rounded, entry.dtype))
         return _cut(entry, 1, lambda _first: None)
 
 
 def plan_sums(
-    adapter: Adapter, checkpoint: Checkpoint, quantization: Quantization | None, storage: Storage = "bf16"
+    adapter: Adapter | CombinedAdapter | None,
+    checkpoint: Checkpoint,
+    quantization: Quantization | None,
+    storage: Storage = "bf16",
 ) -> SumPlan:
-    """Match every factor with a weight of the base.
+    """Match every tensor of the adapter with one of the base.
 
     ``quantization`` is what the base's linear layers went through, None to add to them as they are;
     ``storage`` is what the linear layers are stored as, adapted or not. Raises
-    ReleaseError when the adapter has settings or tensors that cannot be merged right, when a factor matches
-    no weight or one of another shape, and when the base's weights are not 16- or 32-bit floats.
+    ReleaseError when the adapter has settings or tensors that cannot be merged right, when one matches
+    nothing or something of another shape, and when the base's weights are not 16- or 32-bit floats.
     """
-    _check_settings(adapter)
-    pairs = _match(adapter, checkpoint)
-    if adapter.others:
-        raise ReleaseError(
-            f"{adapter.file.path} holds more than factors of linear layers: {_some(adapter.others)}",
-            _UNMERGED,
-        )
+    updates = match_updates(adapter, checkpoint) if adapter else Updates({}, None, None)
     for entry in checkpoint.tensors.values():
         if entry.dtype.startswith("F8"):
             raise ReleaseError(
                 f"{checkpoint.folder}: {entry.name!r} is {entry.dtype}", "name the base in 16-bit weights"
             )
-    for name, pair in pairs.items():
-        expected = (pair.out_features, pair.in_features)
-        entry = checkpoint.tensors[name]
-        if entry.shape != (expected[::-1] if adapter.config.fan_in_fan_out else expected):
-            raise ReleaseError(
-                f"{name!r} has shape {list(entry.shape)} in {checkpoint.folder}; the factors are for "
-                f"{pair.out_features} outputs and {pair.in_features} inputs",
-                "merge it into the base it was trained on",
-            )
-        if entry.dtype not in FLOATS:
-            raise ReleaseError(
-                f"{name!r} is {entry.dtype} in {checkpoint.folder}", "name the base in 16-bit weights"
-            )
     linear: frozenset[str] = frozenset()
     if quantization or storage != "bf16":
         linear = frozenset(quantized_names(checkpoint.config, checkpoint.tensors.values()))
     layout = Layout(storage, linear if storage != "bf16" else frozenset())
-    return SumPlan(adapter, pairs, linear if quantization else frozenset(), quantization, layout)
-
-
-def _check_settings(adapter: Adapter) -> None:
-    obstacles = adapter.config.obstacles()
-    if obstacles:
-        raise ReleaseError(
-            f"{adapter.folder} cannot be merged right yet: it sets {'; '.join(obstacles)}", _UNMERGED
-        )
-    if not adapter.pairs:
-        raise ReleaseError(f"{adapter.file.path} holds no LoRA factors of a linear layer", _UNMERGED)
-
-
-def _match(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, LoraPair]:
-    """Factors by the name of their weight; a bare model's checkpoint lacks the first part of each name."""
-    for strip in (False, True):
-        names = {
-            f"{_stripped(module) if strip else module}.weight": pair for module, pair in adapter.pairs.items()
-        }
-        missing = [name for name in names if name not in checkpoint.tensors]
-        if not missing:
-            return names
-        if not strip:
-            unmatched = missing
-    if unmatched == ["lm_head.weight"]:
-        raise ReleaseError(
-            f"the adapter changes lm_head, which {checkpoint.folder} ties to its embeddings",
-            "load it unmerged with PEFT; merging would change the embeddings too",
-        )
-    raise ReleaseError(
-        f"{len(unmatched)} of the adapter's {len(adapter.pairs)} modules match no weight in "
-        f"{checkpoint.folder}: {_some(unmatched)}",
-        "merge it into the base it was trained on",
-    )
-
-
-def _stripped(module: str) -> str:
-    return module.partition(".")[2]
+    return SumPlan(adapter, updates, linear if quantization else frozenset(), quantization, layout)
 
 
 def _cut(entry: TensorEntry, columns: int, change: Callable[[int], Change | None]) -> list[Piece]:
@@ -174,37 +176,37 @@ def _rounded(dtype: str, view: memoryview) -> memoryview:
     return _bytes(_tensor(view, dtype).to(torch.bfloat16))
 
 
-def _added(
-    entry: TensorEntry, first: int, add: Callable[[torch.Tensor, int], None], view: memoryview
-) -> memoryview:
+def _added(entry: TensorEntry, first: int, finish: Finish, view: memoryview) -> memoryview:
     """Rows of W from ``first`` on, with their rows of s·B·A added."""
     import torch
 
     weight = _tensor(view, entry.dtype).view(-1, entry.shape[1])
-    if entry.dtype != PLAIN_DTYPE:
-        weight = weight.to(torch.float32)
-    add(weight, first)
+    weight = weight.to(torch.float32)
+    finish(weight, first)
     return _bytes(weight.to(torch.bfloat16))
 
 
 def _requantized(
     entry: TensorEntry,
     quantization: Quantization,
-    add: Callable[[torch.Tensor, int], None] | None,
+    finish: Finish | None,
     view: memoryview,
 ) -> memoryview:
     """The whole of W through 4 bits, with s·B·A added."""
+    import torch
+
     weight = _through(entry, quantization, view)
-    if add is not None:
-        add(weight, 0)
-    return _bytes(weight)
+    if finish is not None:
+        weight = weight.to(torch.float32)
+        finish(weight, 0)
+    return _bytes(weight.to(torch.bfloat16))
 
 
 def _stored_in_4bit(
     entry: TensorEntry,
     stored: list[Stored],
     through: Quantization | None,
-    add: Callable[[torch.Tensor, int], None] | None,
+    finish: Finish | None,
     view: memoryview,
 ) -> memoryview:
     """The sum, rounded once: from float32 to the nearest codes."""
@@ -213,7 +215,7 @@ def _stored_in_4bit(
 
     kind = stored[2].name.rpartition("__")[2]
     codes, scales = [], []
-    for rows in _summed_rows(entry, through, add, view):
+    for rows in _summed_rows(entry, through, finish, view):
         packed, state = bnb.quantize_4bit(
             rows.view(-1), blocksize=BLOCK, compress_statistics=False, quant_type=kind
         )
@@ -227,14 +229,14 @@ def _stored_in_int8(
     entry: TensorEntry,
     _stored: list[Stored],
     through: Quantization | None,
-    add: Callable[[torch.Tensor, int], None] | None,
+    finish: Finish | None,
     view: memoryview,
 ) -> memoryview:
     """The sum, rounded once: from float32 to int8 by each row's largest value (LLM.int8(), section 3.1)."""
     import torch
 
     codes, scales = [], []
-    for rows in _summed_rows(entry, through, add, view):
+    for rows in _summed_rows(entry, through, finish, view):
         largest = rows.abs().amax(dim=1)
         # A row of zeros has codes of zero, whatever its scale.
         codes.append(torch.round(rows * (127 / largest.clamp_min(1e-30)).unsqueeze(1)).to(torch.int8))
@@ -245,7 +247,7 @@ def _stored_in_int8(
 def _summed_rows(
     entry: TensorEntry,
     through: Quantization | None,
-    add: Callable[[torch.Tensor, int], None] | None,
+    finish: Finish | None,
     view: memoryview,
 ) -> Iterator[torch.Tensor]:
     """W + s·B·A in float32, some rows at a time that end where a block ends."""
@@ -260,8 +262,8 @@ def _summed_rows(
     step = whole * max(1, _PRODUCT_ITEMS // (columns * whole))
     for first in range(0, entry.shape[0], step):
         rows = weight[first : first + step].to(torch.float32)
-        if add is not None:
-            add(rows, first)
+        if finish is not None:
+            finish(rows, first)
         yield rows
 
 
@@ -273,19 +275,58 @@ def _through(entry: TensorEntry, quantization: Quantization, view: memoryview) -
     return through_4bit_(weight, quantization)
 
 
-def _add(pair: LoraPair, transposed: bool, load: LoadPair, weight: torch.Tensor, first: int) -> None:
+def _finish(
+    adapter: Adapter | CombinedAdapter, update: Update, load: LoadPair, weight: torch.Tensor, first: int
+) -> None:
+    """Do to the rows of ``weight`` (rows, columns) from ``first`` on what the adapter does, in place."""
+    if update.rows is not None:
+        assert isinstance(adapter, Adapter)
+        _put(update.rows[0], adapter.load(update.rows[1]), weight, first)
+    if update.pair is not None:
+        _add(update.pair, load, weight, first)
+    if update.magnitude is not None:
+        assert isinstance(adapter, Adapter)
+        assert update.pair is not None
+        _rescale(adapter.load(update.magnitude), update.pair.transposed, weight, first)
+
+
+def _put(numbers: Sequence[int], rows: torch.Tensor, weight: torch.Tensor, first: int) -> None:
+    for place, number in enumerate(numbers):
+        if first <= number < first + weight.shape[0]:
+            weight[number - first] = rows[place]
+
+
+def _add(pair: LoraPair | CombinedPair, load: LoadPair, weight: torch.Tensor, first: int) -> None:
     """Add the rows of s·B·A from ``first`` on to ``weight`` (rows, columns), in place.
 
     In the order of PEFT's ``get_delta_weight``: the product in float32, times s, added in float32, rounded
     once.
     """
     a, b = load(pair.module)
-    left, right = (a.T, b.T) if transposed else (b, a)
+    left, right = (a.T, b.T) if pair.transposed else (b, a)
     step = max(1, _PRODUCT_ITEMS // weight.shape[1])
     for start in range(0, weight.shape[0], step):
         rows = weight[start : start + step]
         product = left[first + start : first + start + rows.shape[0]] @ right
         rows += product.mul_(pair.scale)
+
+
+def _rescale(lengths: torch.Tensor, transposed: bool, weight: torch.Tensor, first: int) -> None:
+    """Bring each output's weights to its trained length (DoRA, https://arxiv.org/abs/2402.09353, eq. 5)."""
+    if transposed:  # the whole weight, an output a column
+        weight *= (lengths / weight.norm(dim=0)).unsqueeze(0)
+    else:
+        weight *= (lengths[first : first + weight.shape[0]] / weight.norm(dim=1)).unsqueeze(1)
+
+
+def _elsewhere(file: TensorFile, piece: Piece, _view: memoryview) -> memoryview:
+    """A piece of another file than the shard that is being rewritten."""
+    view = memoryview(read_bytes(file, piece.offset, piece.size))
+    return piece.change(view) if piece.change else view
+
+
+def _drop(view: memoryview) -> memoryview:
+    return view[:0]
 
 
 def _tensor(view: memoryview, dtype: str) -> torch.Tensor:
@@ -298,8 +339,3 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -125,13 +125,19 @@ def read_tensor(file: TensorFile, entry: TensorEntry) -> torch.Tensor:
             f"{file.path}: {entry.name!r} is {entry.dtype}, not a float tensor",
             f"expected {', '.join(FLOATS)}",
         )
-    buffer = bytearray(entry.size)
-    with file.path.open("rb", buffering=0) as source:
-        read_exactly(source.fileno(), memoryview(buffer), entry.offset, file.path)
+    buffer = read_bytes(file, entry.offset, entry.size)
     dtype = getattr(torch, FLOATS[entry.dtype])
     if not buffer:
         return torch.empty(entry.shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+
+
+def read_bytes(file: TensorFile, offset: int, size: int) -> bytearray:
+    """``size`` bytes of a file from ``offset`` on. Raises ReleaseError when the file ends early."""
+    buffer = bytearray(size)
+    with file.path.open("rb", buffering=0) as source:
+        read_exactly(source.fileno(), memoryview(buffer), offset, file.path)
+    return buffer
 
 
 def read_exactly(descriptor: int, view: memoryview, offset: int, path: Path) -> None:
