@@ -40,30 +40,43 @@ def write_atomic(path: Path, data: bytes) -> None:
 def staged_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, else is removed.
 
-    Every file is fsynced before the rename. Raises ReleaseError when ``target`` exists and is not an empty
-    folder: nothing is ever overwritten; and when it lies inside a release, which it would break.
+    Raises ReleaseError as ``check_target`` does.
+    """
+    check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield staging
+        publish_folder(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def check_target(target: Path) -> None:
+    """Raise ReleaseError unless a folder can be made at ``target``.
+
+    Not when it exists and is not an empty folder: nothing is ever overwritten; nor when it lies inside a
+    release, which it would break.
     """
     for above in target.absolute().parents:
         if (above / MANIFEST_NAME).is_file():
             raise ReleaseError(f"{target} lies inside the release {above}", "choose an --out beside it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ReleaseError(f"{target} exists already", "choose another --out, or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield staging
-        for path in sorted(staging.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                path.chmod(0o644)
-                _fsync(path)
-            elif path.is_dir():
-                fsync_folder(path)
-        staging.chmod(0o755)
-        fsync_folder(staging)
-        staging.replace(target)  # atomic; replaces an empty folder on POSIX
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+
+
+def publish_folder(staging: Path, target: Path) -> None:
+    """Rename ``staging`` to ``target`` beside it, every file fsynced before."""
+    for path in sorted(staging.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o644)
+            _fsync(path)
+        elif path.is_dir():
+            fsync_folder(path)
+    staging.chmod(0o755)
+    fsync_folder(staging)
+    staging.replace(target)  # atomic; replaces an empty folder on POSIX
     fsync_folder(target.parent)
 
 

@@ -118,13 +118,18 @@ def new_release(path: Path, draft: Manifest, known: Mapping[str, FileEntry] | No
     """
     with staged_folder(path) as staging:
         yield staging
-        files = {
-            name: (known or {}).get(name)
-            or FileEntry(sha256=sha256_file(staging / name), size=(staging / name).stat().st_size)
-            for name in list_files(staging)
-        }
-        manifest = Manifest.from_bytes(draft.model_copy(update={"files": files}).to_bytes())
-        (staging / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+        seal_folder(staging, draft, known)
+
+
+def seal_folder(folder: Path, draft: Manifest, known: Mapping[str, FileEntry] | None = None) -> None:
+    """Write the manifest of everything in ``folder``; see ``new_release``."""
+    files = {
+        name: (known or {}).get(name)
+        or FileEntry(sha256=sha256_file(folder / name), size=(folder / name).stat().st_size)
+        for name in list_files(folder)
+    }
+    manifest = Manifest.from_bytes(draft.model_copy(update={"files": files}).to_bytes())
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
 
 
 def _some(names: list[str]) -> str:
