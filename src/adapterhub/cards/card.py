@@ -12,15 +12,21 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.cards.failures import count_classes, is_regression, worst_first
+from adapterhub.cards.licences import Licensing, find_licensing
+from adapterhub.cards.words import Words, read_words
 from adapterhub.errors import ManifestError, ReleaseError
+from adapterhub.packaging.base import WEIGHT_SUFFIX, base_digest
+from adapterhub.packaging.changes import CHANGES, ChangesEvidence
 from adapterhub.packaging.evidence import (
     CURVE,
     FAILURES,
+    FIDELITY,
     LEDGER,
     SCORES,
     CurveEvidence,
     CurvePoint,
     FailureCase,
+    FidelityEvidence,
     LedgerEvidence,
     Score,
     ScoresEvidence,
@@ -28,10 +34,17 @@ from adapterhub.packaging.evidence import (
     read_failures,
 )
 from adapterhub.packaging.manifest import BaseLock, DatasetLock, Manifest
+from adapterhub.packaging.precisions import PRECISIONS, PrecisionsEvidence, read_precisions
+from adapterhub.packaging.probes import PROBES, ProbesEvidence, read_probes
 from adapterhub.packaging.release import Release
+from adapterhub.packaging.tasks import TASKS, TasksEvidence, read_tasks
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SOURCES = (
+    ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES, PROBES, TASKS, PRECISIONS, FIDELITY, CHANGES
+)  # fmt: skip
+"""What a card is made from, beside the manifest and its author's words."""
 WORST_SHOWN = 3
 _CURVE_ROWS = 10
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
@@ -60,6 +73,13 @@ class Card:
     curve: CurveEvidence | None
     ledger: LedgerEvidence | None
     failures: tuple[FailureCase, ...] | None
+    probes: ProbesEvidence | None
+    tasks: TasksEvidence | None
+    precisions: PrecisionsEvidence | None
+    fidelity: FidelityEvidence | None
+    changes: ChangesEvidence | None
+    words: Words
+    """The author's own."""
 
     @property
     def base(self) -> BaseLock:
@@ -89,6 +109,11 @@ class Card:
     def base_on_hub(self) -> str | None:
         """The base's Hub name; None when it has none."""
         return self.base.name if is_hub_name(self.base.name) else None
+
+    @cached_property
+    def licensing(self) -> Licensing:
+        """The licence it goes by, and what speaks against it."""
+        return find_licensing(self.manifest)
 
     def rows(self, split: str) -> list[DatasetLock]:
         """The data sets of one split, ``train`` or ``test``."""
@@ -138,15 +163,26 @@ def read_card(release: Release) -> Card:
             "name a release of an adapter or a model; cards are made for those",
         )
     _check_sources(release)
+    folder = release.path
     card = Card(
         manifest=manifest,
-        adapter=_read_adapter(release.path),
-        scores=read_evidence(release.path, SCORES, ScoresEvidence),
-        curve=read_evidence(release.path, CURVE, CurveEvidence),
-        ledger=read_evidence(release.path, LEDGER, LedgerEvidence),
-        failures=read_failures(release.path),
+        adapter=_read_adapter(folder),
+        scores=read_evidence(folder, SCORES, ScoresEvidence),
+        curve=read_evidence(folder, CURVE, CurveEvidence),
+        ledger=read_evidence(folder, LEDGER, LedgerEvidence),
+        failures=read_failures(folder),
+        probes=read_probes(folder),
+        tasks=read_tasks(folder),
+        precisions=read_precisions(folder),
+        fidelity=read_evidence(folder, FIDELITY, FidelityEvidence),
+        changes=read_evidence(folder, CHANGES, ChangesEvidence),
+        words=read_words(folder),
     )
-    _check_scores(release, card.scores)
+    measured = {SCORES: card.scores, PROBES: card.probes, TASKS: card.tasks, PRECISIONS: card.precisions}
+    for name, evidence in measured.items():
+        if evidence is not None:
+            _check_measured(release, name, evidence.adapter_sha256)
+    _check_fidelity(release, card.fidelity)
     return card
 
 
@@ -167,8 +203,7 @@ def thin_out(points: Sequence[CurvePoint], limit: int) -> list[CurvePoint]:
 
 def _check_sources(release: Release) -> None:
     """Every file a card reads must be the one the manifest lists."""
-    sources = [ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES]
-    present = [name for name in sources if name in release.manifest.files or (release.path / name).exists()]
+    present = [name for name in SOURCES if name in release.manifest.files or (release.path / name).exists()]
     unlisted = [name for name in present if name not in release.manifest.files]
     if unlisted:
         raise ReleaseError(
@@ -178,14 +213,28 @@ def _check_sources(release: Release) -> None:
     release.check_files(present)
 
 
-def _check_scores(release: Release, scores: ScoresEvidence | None) -> None:
+def _check_measured(release: Release, name: str, adapter_sha256: str) -> None:
+    """Evidence about an adapter must be about this one."""
     weights = release.manifest.files.get(ADAPTER_WEIGHTS)
-    if scores is None or weights is None or scores.adapter_sha256 == weights.sha256:
+    if weights is None or adapter_sha256 == weights.sha256:
         return
     raise ReleaseError(
-        f"{release.path / SCORES} was measured on another adapter (sha256 {scores.adapter_sha256[:12]}…, "
+        f"{release.path / name} was measured on another adapter (sha256 {adapter_sha256[:12]}…, "
         f"this one is {weights.sha256[:12]}…)",
         "measure this one: adapterhub eval RELEASE --data FILE.jsonl",
+    )
+
+
+def _check_fidelity(release: Release, fidelity: FidelityEvidence | None) -> None:
+    files = release.manifest.files.items()
+    weights = {
+        name: entry.sha256 for name, entry in files if name.endswith(WEIGHT_SUFFIX) and "/" not in name
+    }
+    if fidelity is None or fidelity.weights_digest == base_digest(weights):
+        return
+    raise ReleaseError(
+        f"{release.path / FIDELITY} was measured on other weights than the release holds",
+        "measure these: adapterhub fidelity A RELEASE --text FILE",
     )
 
 

@@ -8,7 +8,12 @@ from adapterhub.packaging.evidence import Score
 from adapterhub.packaging.manifest import Hardware, Quantization
 
 NOT_MEASURED = "not measured"
-METRICS = {"exact_match": "exact match", "loss": "held-out loss", "perplexity": "perplexity"}
+METRICS = {
+    "exact_match": "exact match",
+    "loss": "held-out loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits a byte",
+}
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -34,6 +39,25 @@ def in_figures(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2e}"
 
 
+def in_percent_interval(interval: tuple[float, float]) -> str:
+    """``(0.783, 0.884)`` -> ``78.3 to 88.4 %``."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def in_interval(interval: tuple[float, float] | None) -> str:
+    """``1.2050 to 1.3124``; None was not measured."""
+    if interval is None:
+        return NOT_MEASURED
+    return f"{in_figures(interval[0])} to {in_figures(interval[1])}"
+
+
+def in_p_value(value: float | None) -> str:
+    """A test's p, with three digits after the point; None where nothing was tested."""
+    if value is None:
+        return "not tested"
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def in_time(seconds: float) -> str:
     """``75.2`` -> ``1 min 15 s``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -55,12 +79,9 @@ def value_of(score: Score, value: float) -> str:
 
 def interval_of(score: Score, interval: tuple[float, float] | None) -> str:
     """The 95 % interval, like ``78.3 to 88.4 %``."""
-    if interval is None:
-        return NOT_MEASURED
-    low, high = interval
-    if score.metric == "exact_match":
-        return f"{100 * low:.1f} to {100 * high:.1f} %"
-    return f"{in_figures(low)} to {in_figures(high)}"
+    if score.metric == "exact_match" and interval is not None:
+        return in_percent_interval(interval)
+    return in_interval(interval)
 
 
 def rows_of(score: Score) -> str:

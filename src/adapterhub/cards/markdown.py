@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from adapterhub.cards import escaping
 from adapterhub.cards.card import Card
-from adapterhub.cards.content import filters, gather
+from adapterhub.cards.content import filters
 from adapterhub.cards.escaping import Markdown
 from adapterhub.cards.metadata import front_matter
 from adapterhub.cards.provenance import Fact
 from adapterhub.cards.snippets import TEMPLATES
+from adapterhub.cards.tables import Cell, Table
 
 
-def render_readme(card: Card, *, picture: str | None) -> bytes:
-    """README.md's bytes. ``picture`` is the training curve's path in the release, None when there is none."""
+def render_readme(card: Card, content: Mapping[str, Any], pictures: Mapping[str, str]) -> bytes:
+    """README.md's bytes, from what ``content.gather`` gives. ``pictures`` are their paths in the release."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -24,9 +28,16 @@ def render_readme(card: Card, *, picture: str | None) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters |= filters()
-    environment.filters |= {"block": escaping.block, "code": escaping.code, "fact": _fact, "said": _said}
-    content = gather(card) | {"front_matter": Markdown(front_matter(card)), "picture": picture}
-    return environment.get_template("README.md.j2").render(content).encode()
+    environment.filters |= {
+        "block": escaping.block,
+        "code": escaping.code,
+        "fact": _fact,
+        "said": _said,
+        "table": _table,
+        "words": Markdown,  # an author's, checked by words.render_words
+    }
+    values = dict(content) | {"front_matter": Markdown(front_matter(card)), "pictures": dict(pictures)}
+    return environment.get_template("README.md.j2").render(values).encode()
 
 
 def _said(text: str) -> Markdown:
@@ -35,3 +46,17 @@ def _said(text: str) -> Markdown:
 
 def _fact(fact: Fact) -> str:
     return escaping.code(fact.value) if fact.is_code else fact.value
+
+
+def _table(table: Table) -> Markdown:
+    heads: list[str] = [escaping.inline(column.name) for column in table.columns]
+    rules = ["---:" if column.is_number else "---" for column in table.columns]
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return Markdown("\n".join(f"| {' | '.join(row)} |" for row in [heads, rules, *rows]))
+
+
+def _cell(cell: Cell) -> str:
+    if cell.style == "code":
+        return escaping.code(cell.text)
+    text = escaping.inline(cell.text)
+    return f"**{text}**" if cell.style == "strong" and text else text

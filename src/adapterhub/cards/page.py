@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from adapterhub.cards.authored import to_html
 from adapterhub.cards.card import Card
-from adapterhub.cards.content import filters, gather
+from adapterhub.cards.content import filters
 from adapterhub.cards.escaping import visible
 from adapterhub.cards.snippets import TEMPLATES
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-def render_page(card: Card, *, picture: str | None) -> bytes:
-    """card.html's bytes. ``picture`` is the training curve as an SVG element, None when there is none."""
+
+def render_page(card: Card, content: Mapping[str, Any], pictures: Mapping[str, str]) -> bytes:
+    """card.html's bytes, from what ``content.gather`` gives. ``pictures`` are SVG elements."""
+    from markupsafe import Markup
+
+    parts = card.ledger.parts if card.ledger else ()
+    values = dict(content) | {
+        "pictures": {name: Markup(svg) for name, svg in pictures.items()},
+        "style": page_style("page.css"),
+        "largest_part": max((part.bytes for part in parts), default=0),
+    }
+    return page_environment().get_template("card.html.j2").render(values).encode()
+
+
+def page_environment() -> Environment:
+    """jinja2 for pages: every value is escaped, and what hides in it is shown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -25,12 +43,15 @@ def render_page(card: Card, *, picture: str | None) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters |= filters()
-    content = gather(card) | {
-        "picture": None if picture is None else Markup(picture),
-        "style": Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        "largest_part": max((part.bytes for part in card.ledger.parts), default=0) if card.ledger else 0,
-    }
-    return environment.get_template("card.html.j2").render(content).encode()
+    environment.filters |= {"words": lambda text: Markup(to_html(text))}
+    return environment
+
+
+def page_style(name: str) -> Any:
+    """A style sheet of ours, as markup."""
+    from markupsafe import Markup
+
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _show(value: Any) -> Any:

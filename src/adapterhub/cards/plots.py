@@ -1,4 +1,4 @@
-"""The training curve as an SVG picture that follows the page's colours and says in words what it shows."""
+"""Plots as SVG pictures that follow the page's colours and say in words what they show."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from adapterhub.packaging.evidence import CurveEvidence
+    from adapterhub.packaging.evidence import CurveEvidence, LayerError
 
 # matplotlib wants colours, the picture wants the reader's: each stands for a CSS variable, put in afterwards.
 _INK, _FAINT, _TRAIN, _HELD_OUT = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
 _VARIABLES = {_INK: "--ink-soft", _FAINT: "--line", _TRAIN: "--series-1", _HELD_OUT: "--series-2"}
 _STANDALONE_STYLE = """<style>
-:root { --ink-soft: #4a5361; --line: #d9dee6; --series-1: #2563a8; --series-2: #b4520a; }
+:root { --ink: #18202b; --ink-soft: #4a5361; --line: #d9dee6; --series-1: #2563a8; --series-2: #b4520a; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink-soft: #aab4c2; --line: #38414e; --series-1: #7db4f0; --series-2: #f0a868; }
+  :root { --ink: #e8ecf2; --ink-soft: #aab4c2; --line: #38414e; --series-1: #7db4f0; --series-2: #f0a868; }
 }
 </style>"""
 # A loss that falls by more than this factor is drawn on a logarithmic scale.
@@ -70,6 +70,27 @@ def draw_curve(curve: CurveEvidence, description: str) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _finish(buffer.getvalue(), "curve", "Training curve", description)
+
+
+def draw_layers(layers: Sequence[LayerError], description: str) -> str:
+    """The relative error after each decoder layer as an inline SVG element, like ``draw_curve``'s."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(5.6, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(range(len(layers)), [layer.relative_error for layer in layers], color=_TRAIN, width=0.7)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        axes.set_xlabel("decoder layer")
+        axes.set_ylabel("relative error")
+        axes.grid(axis="y", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _finish(buffer.getvalue(), "layers", "Error by layer", description)
 
 
 def standalone(svg: str) -> bytes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from adapterhub.cards.card import Card
 from adapterhub.cards.formats import (
+    METRICS,
     hardware_in_words,
     in_bytes,
     in_figures,
+    in_p_value,
     in_percent,
     in_time,
     interval_of,
@@ -20,16 +22,50 @@ def summarize(card: Card) -> str:
     return " ".join([*_what_it_is(card), *_how_it_was_made(card)])
 
 
+def what_it_does_not(card: Card) -> str:
+    """Where it is known to fail and what nobody looked at, in one paragraph."""
+    score = card.score("exact_match")
+    if score is None:
+        known = "How often its answers are right was not measured."
+    else:
+        wrong = score.rows - round(score.adapter * score.rows)
+        known = (
+            f"Of {score.rows:,} held-out rows it answers {wrong:,} wrongly"
+            + (": they are kept below as failure cases, to be asked again." if card.failures else ".")
+            if wrong
+            else f"None of {score.rows:,} held-out rows shows a failure."
+        )
+    seen = [
+        f"{sum(score.probes for score in card.probes.scores):,} probes" if card.probes else "",
+        f"{len({score.task for score in card.tasks.scores})} benchmarks" if card.tasks else "",
+    ]
+    others = _listed([words for words in seen if words]) if any(seen) else ""
+    if not others:
+        return f"{known} What it does outside its task, in other languages, or under attack was not measured."
+    return f"{known} Outside its task, {others} below say what was looked at; nothing else was measured."
+
+
 def headline(card: Card) -> str | None:
     """The result in one sentence, or None when exact match was not measured."""
     score = card.score("exact_match")
     if score is None or card.scores is None:
         return None
+    shown = f" Paired test: {score.verdict}." if score.verdict else ""
     return (
         f"Of {score.rows:,} rows of {card.scores.data.source}, the adapter answers "
         f"{in_percent(score.adapter)} exactly as expected (95 % interval "
         f"{interval_of(score, score.adapter_interval)}), the base {in_percent(score.base)} "
-        f"({interval_of(score, score.base_interval)})."
+        f"({interval_of(score, score.base_interval)}).{shown}"
+    )
+
+
+def describe_tests(card: Card) -> str:
+    """What the paired tests of the scores show, where any were made."""
+    tested = [score for score in (card.scores.scores if card.scores else ()) if score.verdict]
+    return " ".join(
+        f"Paired test of {METRICS[score.metric]}, row by row: {score.verdict}"
+        + (f" (p {in_p_value(score.p_value)})." if score.p_value is not None else ".")
+        for score in tested
     )
 
 
@@ -75,8 +111,16 @@ def limits(card: Card) -> list[str]:
             f"The adapter belongs to one base, {card.base.name} with base digest {card.base.digest[:12]}…; "
             "on any other its behaviour was not measured."
         )
+    return found + _licence_limits(card)
+
+
+def _licence_limits(card: Card) -> list[str]:
+    licensing = card.licensing
+    found = []
     if card.manifest.licence is None:
-        found.append("Its author states no licence.")
+        carried = f"; base and data are under {licensing.licence}" if licensing.is_carried else ""
+        found.append(f"Its author states no licence{carried}.")
+    found += [f"Licence: {conflict}. Told by the names alone." for conflict in licensing.conflicts]
     return found
 
 
@@ -133,9 +177,8 @@ def _score_limits(card: Card) -> list[str]:
             "questions of another kind, other languages and general abilities: not measured."
         )
     held = quantization_in_words(card.base.quantization)
-    found.append(
-        f"Base and adapter were both measured on the base in {held}; in other precisions: not measured."
-    )
+    others = "" if card.precisions else "; in other precisions: not measured"
+    found.append(f"Base and adapter were both measured on the base in {held}{others}.")
     found.append("Answers were generated greedily; with sampling: not measured.")
     if scores.left_out:
         found.append(f"{scores.left_out:,} rows were left out: prompt and answer exceed the context.")

@@ -8,7 +8,7 @@ from shlex import quote
 from adapterhub.cards.card import ADAPTER_WEIGHTS, Card
 from adapterhub.cards.escaping import one_line
 from adapterhub.cards.formats import hardware_in_words, in_days, quantization_in_full
-from adapterhub.cards.snippets import is_pinned
+from adapterhub.cards.snippets import base_source, is_pinned
 from adapterhub.packaging.manifest import DatasetLock
 
 NOT_RECORDED = "not recorded"
@@ -31,10 +31,11 @@ def list_facts(card: Card) -> list[Fact]:
     facts = [
         Fact("version", manifest.version),
         Fact("created", in_days(manifest.created)),
-        Fact("licence", manifest.licence or "not stated"),
+        Fact("licence", _licence_in_words(card)),
         Fact("base model", base.name),
         Fact("base commit", base.revision or "none: read from a folder", is_code=base.revision is not None),
         Fact("base digest", base.digest, is_code=True),
+        Fact("base licence", base.licence or NOT_RECORDED),
         Fact("base held as", quantization_in_full(base.quantization)),
     ]
     if weights:
@@ -83,10 +84,35 @@ def command_to_measure(card: Card) -> str:
     return f"adapterhub eval {card.folder} {' '.join(options)}\n"
 
 
+def command_to_digest(card: Card) -> str:
+    """The command that prints the base digest of the folder that a reader names."""
+    return f"(cd {quote(base_source(card))} && sha256sum *.safetensors | LC_ALL=C sort -k2 | sha256sum)\n"
+
+
+def command_to_compare(card: Card) -> str:
+    """The command that measures how true a merged model is to what it was made from."""
+    reference = quote(card.manifest.parent.ref) if card.manifest.parent else "ADAPTER"
+    return f"adapterhub fidelity {reference} {card.folder} --text FILE.jsonl\n"
+
+
+def command_to_tell_changes(card: Card) -> str:
+    """The command that holds a release against an earlier version."""
+    return f"adapterhub card {card.folder} --since EARLIER\n"
+
+
 def command_to_replay(card: Card) -> str:
     """The command that asks the recorded failure cases again."""
-    base = "" if is_pinned(card) else f" --base {quote('./' + card.base.name.rpartition('/')[2])}"
+    base = "" if is_pinned(card) else f" --base {quote(base_source(card))}"
     return f"adapterhub failures run {card.folder}{base}\n"
+
+
+def _licence_in_words(card: Card) -> str:
+    licensing = card.licensing
+    if licensing.licence is None:
+        return "not stated"
+    return licensing.licence + (
+        ", carried from base and data; its author states none" if licensing.is_carried else ""
+    )
 
 
 def _describe_data(data: DatasetLock) -> list[Fact]:

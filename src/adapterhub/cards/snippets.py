@@ -13,6 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "snippets.py.j2"
 _GREETING = ({"role": "user", "content": "Hello"},)
 _NEW_TOKENS = 256
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what LoRAConfig.max_lora_rank takes
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Snippet:
 
     title: str
     code: str
+    note: str | None = None
+    """What a reader must know of it."""
 
 
 def render_snippets(card: Card) -> list[Snippet]:
@@ -29,7 +32,43 @@ def render_snippets(card: Card) -> list[Snippet]:
         titles = {"adapterhub": "With adapterhub", "peft": "With PEFT alone"}
     else:
         titles = {"transformers": "With transformers"}
-    return [Snippet(title, _render(block, card)) for block, title in titles.items()]
+    found = [Snippet(title, _render(block, card)) for block, title in titles.items()]
+    if _is_for_vllm(card):
+        found.append(Snippet("With vLLM", _render("vllm", card), _vllm_note(card)))
+    return found
+
+
+def describe_base(card: Card) -> str | None:
+    """What a reader must do for the base that the programs name; None where a Hub has it by its commit."""
+    if is_pinned(card) or card.manifest.kind != "adapter":
+        return None
+    return (
+        f"The base was read from a folder, and no commit on a Hub is known to hold it: {base_source(card)} "
+        "stands for the folder where you have it. load_adapter and the commands check its base digest and "
+        "refuse another base; PEFT and vLLM do not check."
+    )
+
+
+def base_source(card: Card) -> str:
+    """How programs and commands name the base: on the Hub with its commit beside it, or as a folder."""
+    # Only a commit on the Hub is certain to be this base; else the reader names a folder.
+    return card.base.name if is_pinned(card) else f"./{card.base.name.rpartition('/')[2]}"
+
+
+def _is_for_vllm(card: Card) -> bool:
+    """Whether vLLM can be told to load it: 4 bits of bitsandbytes or none, and a rank that it knows."""
+    if card.manifest.kind == "adapter":
+        quantization = card.base.quantization
+        fits = card.adapter is not None and card.adapter.r <= _VLLM_RANKS[-1]
+        return fits and (quantization is None or quantization.type == "nf4")
+    return card.manifest.merge is None or card.manifest.merge.dtype in ("bfloat16", "nf4")
+
+
+def _vllm_note(card: Card) -> str:
+    note = "Needs a GPU, and was not run when this card was made."
+    if card.manifest.kind == "adapter" and card.base.quantization is not None:
+        note += " vLLM quantizes the base in its own way, so answers may differ from those measured."
+    return note
 
 
 def _render(block: str, card: Card) -> str:
@@ -46,8 +85,9 @@ def _render(block: str, card: Card) -> str:
     context = template.new_context(
         {
             "folder": card.folder,
-            # Only a commit on the Hub is certain to be this base; else the reader names a folder.
-            "base": card.base.name if is_pinned(card) else f"./{card.base.name.rpartition('/')[2]}",
+            "base": base_source(card),
+            "name": card.manifest.name,
+            "adapter_rank": _vllm_rank(card),
             "revision": card.base.revision if is_pinned(card) else None,
             "pinned": is_pinned(card),
             "quantization": card.base.quantization,
@@ -56,6 +96,14 @@ def _render(block: str, card: Card) -> str:
         }
     )
     return "".join(template.blocks[block](context)).strip() + "\n"
+
+
+def _vllm_rank(card: Card) -> int | None:
+    """The least maximum that vLLM takes for the adapter's rank; None for what is no adapter."""
+    if card.manifest.kind != "adapter" or card.adapter is None:
+        return None
+    rank = card.adapter.r
+    return next((limit for limit in _VLLM_RANKS if limit >= rank), rank)
 
 
 def is_pinned(card: Card) -> bool:
