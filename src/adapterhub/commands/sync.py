@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.datasets import dataset_options, publish, refuse_dataset_options
+from adapterhub.errors import ReleaseError
+
 if TYPE_CHECKING:
     from adapterhub.hub.pull import Pulled
     from adapterhub.hub.push import Pushed
@@ -16,30 +19,56 @@ if TYPE_CHECKING:
     from adapterhub.packaging.signing import Signer
 
 _ENDPOINT = click.option("--endpoint", metavar="URL", help="The Hub to use, instead of $HF_ENDPOINT.")
+_TYPE = click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["adapter", "dataset"]),
+    help="What is meant: a Hub keeps datasets apart.",
+)
 
 
 @click.command("push")
-@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RELEASE|FILE", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
+@_TYPE
+@dataset_options
 @_ENDPOINT
 @click.option("--private", is_flag=True, help="Make a new repository readable by its owner alone.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push_command(
-    folder: Path, repo: str, endpoint: str | None, private: bool, dry_run: bool, as_json: bool
+    folder: Path,
+    repo: str,
+    kind: str | None,
+    endpoint: str | None,
+    private: bool,
+    dry_run: bool,
+    as_json: bool,
+    **rows: Any,
 ) -> None:
     """Publish the folder RELEASE on a Hub as OWNER/NAME: one commit, tagged with the release's version.
 
     The token is $HF_TOKEN, or what `hf auth login` stored. A version that is there never changes: raise the
     version to push other content. The same release pushed again changes nothing.
+
+    With `--type dataset`, FILE (or a folder) of rows in .jsonl, .json or .parquet is checked, made a dataset
+    release and pushed; the options from --version to --key are for this.
     """
     from adapterhub.hub.push import push
+    from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.release import Release
 
-    release = Release.open(folder)
-    _refuse_stale_card(release)
-    pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
-    _say_pushed(release, pushed)
+    if kind == "dataset" and not (folder / MANIFEST_NAME).is_file():
+        pushed = publish(folder, repo, rows, endpoint=endpoint, private=private, dry_run=dry_run)
+    else:
+        refuse_dataset_options(rows)
+        if folder.is_file():
+            raise ReleaseError(f"{folder} is a file, not a release", "for rows, add --type dataset")
+        release = Release.open(folder)
+        _check_kind(release, kind)
+        _refuse_stale_card(release)
+        pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
+        _say_pushed(release, pushed)
     if as_json:
         click.echo(json.dumps(_pushed_json(pushed), indent=2))
     elif dry_run:
@@ -52,6 +81,7 @@ def push_command(
 
 @click.command("pull")
 @click.argument("ref", metavar="OWNER/NAME[@VERSION]")
+@_TYPE
 @_ENDPOINT
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the release into this folder.")
 @click.option(
@@ -65,6 +95,7 @@ def push_command(
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull_command(
     ref: str,
+    kind: str | None,
     endpoint: str | None,
     out: Path | None,
     keys: tuple[Path, ...],
@@ -78,12 +109,28 @@ def pull_command(
     """
     from adapterhub.hub.pull import pull
 
-    pulled = pull(ref, endpoint=endpoint, out=out, keys=keys, require_signed=require_signed)
+    pulled = pull(
+        ref,
+        endpoint=endpoint,
+        out=out,
+        keys=keys,
+        require_signed=require_signed,
+        repo_type="dataset" if kind == "dataset" else "model",
+    )
+    _check_kind(pulled.release, kind)
     _say_pulled(pulled)
     if as_json:
         click.echo(json.dumps(_pulled_json(pulled), indent=2))
     else:
         click.echo(str(pulled.release.path))
+
+
+def _check_kind(release: Release, kind: str | None) -> None:
+    """Raise ReleaseError when a dataset was asked for and this is none, or the other way round."""
+    is_dataset = release.manifest.kind == "dataset"
+    if kind is not None and is_dataset != (kind == "dataset"):
+        fix = "leave out --type, or name another release"
+        raise ReleaseError(f"{release.path} is of kind {release.manifest.kind}, not {kind}", fix)
 
 
 def _refuse_stale_card(release: Release) -> None:
