@@ -105,6 +105,16 @@ class Hardware(Frozen):
     """Processor cores, or GPUs."""
 
 
+class MergedAdapter(Frozen):
+    """An adapter that was merged together with the parent."""
+
+    ref: str
+    """``name@version`` of a release, or a plain adapter folder's name."""
+    weights_sha256: Sha256
+    """sha256 of its adapter_model.safetensors."""
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Merge(Frozen):
     """How an adapter was added into its base."""
 
@@ -113,6 +123,16 @@ class Merge(Frozen):
     dtype: Literal["bfloat16", "nf4", "fp4", "int8"] = "bfloat16"
     """What the sum, made in float32, was rounded to: in the linear layers for the quantized ones, whose other
     tensors are in bfloat16."""
+    others: tuple[MergedAdapter, ...] = ()
+    """What was merged together with the parent."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The parent's own, beside others."""
+    combine: Literal["cat", "linear", "ties", "dare_linear", "dare_ties"] | None = None
+    """How several became one; see ``adapterhub.packaging.combination``. None for one adapter."""
+    density: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of numbers that pruning kept."""
+    seed: int = 0
+    """What pruning at random drew from."""
 
 
 class FileEntry(Frozen):
