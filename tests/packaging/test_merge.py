@@ -387,12 +387,12 @@ def test_a_full_disk_is_said_before_and_during_the_work(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "adapterhub.packaging.merge.shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(9, 9, 0)
+            "adapterhub.packaging.writing.shutil.disk_usage", lambda _path: shutil._ntuple_diskusage(9, 9, 0)
         )
         with pytest.raises(OSError, match=r"No space left on device: \d+ bytes"):
             merge_adapter(tiny_adapter, tiny_base, tmp_path / "out", onto="original")
     with monkeypatch.context() as patch:
-        patch.setattr("adapterhub.packaging.merge.write_companions", no_room)
+        patch.setattr("adapterhub.packaging.writing.write_companions", no_room)
         with pytest.raises(OSError, match="No space left"):
             merge_adapter(tiny_adapter, tiny_base, tmp_path / "out", onto="original")
     assert left_behind(tmp_path) == []

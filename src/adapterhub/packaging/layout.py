@@ -162,5 +162,5 @@ def _state(kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
 def _join(tensors: list[torch.Tensor]) -> memoryview:
     import torch
 
-    flat = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    flat = [tensor.cpu().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat(flat).numpy().data

@@ -1,4 +1,4 @@
-"""Merging an adapter into its base: W + s·B·A, streamed from safetensors to safetensors.
+"""Merging adapters into their base: W + s·B·A, streamed from safetensors to safetensors.
 
 Arithmetic is in float32 and rounded once, to bfloat16 or to a quantized weight's codes. ``onto="original"``
 adds to the base's own weights; ``onto="trained"`` adds to what 4-bit quantization makes of them, which is
@@ -8,37 +8,50 @@ adapted or not.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from adapterhub.errors import ReleaseError
-from adapterhub.packaging.adapter import read_adapter
+from adapterhub.errors import BaseMismatchError, ReleaseError
+from adapterhub.packaging.adapter import Adapter, read_adapter
 from adapterhub.packaging.base import check_base, check_config, weight_files
-from adapterhub.packaging.checkpoint import Checkpoint, open_checkpoint
-from adapterhub.packaging.companions import write_companions
-from adapterhub.packaging.files import sha256_file, staged_folder
-from adapterhub.packaging.layout import Storage, Stored
-from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, FileEntry, Merge, Parent, Quantization
-from adapterhub.packaging.release import Release, new_release
-from adapterhub.packaging.shards import Progress, Rewrite, rewrite_files
-from adapterhub.packaging.sums import SumPlan, plan_sums
-from adapterhub.packaging.tensors import TensorFile, encode_header
+from adapterhub.packaging.checkpoint import open_checkpoint
+from adapterhub.packaging.combination import Combine, CombinedAdapter, combine_adapters
+from adapterhub.packaging.files import sha256_file
+from adapterhub.packaging.layout import Storage
+from adapterhub.packaging.manifest import (
+    MANIFEST_NAME,
+    BaseLock,
+    Manifest,
+    Merge,
+    MergedAdapter,
+    Parent,
+    Quantization,
+)
+from adapterhub.packaging.release import Release
+from adapterhub.packaging.shards import Progress
+from adapterhub.packaging.sums import plan_sums
+from adapterhub.packaging.writing import name_of, write_checkpoint
 from adapterhub.version import __version__
 
 Onto = Literal["original", "trained"]
 
-_SPARE_BYTES = 64 * 1024 * 1024
-_SUFFIXES: dict[Storage, str] = {"bf16": "-merged", "nf4": "-nf4", "fp4": "-fp4", "int8": "-int8"}
-_MAX_NAME = 96
+
+@dataclass(frozen=True)
+class Combination:
+    """Other adapters to merge together with the first, and how."""
+
+    others: Sequence[tuple[Path, float]]
+    """Their folders and weights."""
+    weight: float = 1.0
+    """The first adapter's."""
+    combine: Combine = "cat"
+    density: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class MergeReport:
     """Those that are stored quantized."""
     size: int
     """Bytes of the new tensors."""
+    resumed: int
+    """Shards that an earlier run had finished before it was cut off."""
     seconds: float
     release: Release | None
     """None for a plain PEFT folder."""
@@ -72,43 +87,48 @@ def merge_adapter(
     *,
     onto: Onto,
     storage: Storage = "bf16",
+    combination: Combination | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> MergeReport:
     """Merge the adapter in ``adapter`` into the checkpoint ``base``, and write a checkpoint to ``out``.
 
-    ``adapter`` is a release's folder or a plain PEFT one. The result has the base's shards, its
+    ``adapter`` is a release's folder or a plain PEFT one; ``combination`` adds others to it, which must be of
+    the same base. The result has the base's shards, its
     weights in bfloat16 or (all linear layers but the head) quantized to ``storage`` by rounding to nearest,
     and loads with transformers alone. Of a release it is a release too, of kind ``merged`` or ``quantized``,
-    and the base must have the digests that the adapter's manifest names. ``threads`` defaults to the
-    processors at hand and changes no byte of the weights.
+    and the base must have the digests that the adapter's manifest names. ``device`` quantizes (its own codes
+    where a number lies between two); ``threads`` defaults to the processors at hand and changes no byte.
 
-    Raises ReleaseError when a factor matches nothing in the base or cannot be merged right, or when ``out``
+    Raises ReleaseError when a tensor matches nothing in the base or cannot be merged right, or when ``out``
     exists; BaseMismatchError for another base; SignatureError for a changed file of the release; OSError
-    for a full disk. Nothing is left behind then.
+    for a full disk: nothing is left behind then. A merge that was killed or interrupted leaves its finished
+    shards beside ``out``, and the same call goes on from them.
     """
     started = time.monotonic()
     source = _open_release(adapter)
+    others = combination.others if combination else ()
+    releases = {folder: _open_release(folder) for folder, _weight in others}
     lock = source.manifest.base if source else None
     if lock is not None:
         check_config(lock, base)
+        _check_same_base(lock, releases)
     checkpoint = open_checkpoint(base)
     quantization = _quantization(source, onto)
-    plan = plan_sums(read_adapter(adapter), checkpoint, quantization, storage)
-    _check_space(out, checkpoint, plan)
-    written: dict[str, FileEntry] = {}
-    with _target(out, source, onto, storage, written) as staging:
-        with _one_thread_each():
-            shards = rewrite_files(
-                _rewrites(checkpoint, plan, staging),
-                threads=threads or _processors(),
-                digests=source is not None,
-                progress=progress,
-            )
-        written.update({name: digests.target for name, digests in shards.items()})
-        if lock is not None:
-            _check_weights(lock, base, {name: digests.source_sha256 for name, digests in shards.items()})
-        write_companions(checkpoint, plan, adapter, staging)
+    whole = _read(adapter, combination)
+    plan = plan_sums(whole, checkpoint, quantization, storage, device)
+    written = write_checkpoint(
+        checkpoint,
+        plan,
+        out,
+        inputs=_inputs(adapter, onto, storage, device, combination),
+        tokenizer=adapter,
+        draft=_draft(source, onto, storage, combination, releases) if source else None,
+        check_sources=(lambda digests: _check_weights(lock, base, digests)) if lock else None,
+        threads=threads,
+        progress=progress,
+    )
     return MergeReport(
         out=out,
         onto=onto,
@@ -118,10 +138,42 @@ def merge_adapter(
         merged=len(plan.updates.by_name),
         requantized=len(plan.quantized),
         quantized=len(plan.layout.quantized),
-        size=_new_size(checkpoint, plan),
+        size=written.size,
+        resumed=written.resumed,
         seconds=time.monotonic() - started,
         release=Release.open(out) if source else None,
     )
+
+
+def _read(adapter: Path, combination: Combination | None) -> Adapter | CombinedAdapter:
+    first = read_adapter(adapter)
+    if combination is None:
+        return first
+    return combine_adapters(
+        [first, *(read_adapter(folder) for folder, _weight in combination.others)],
+        [combination.weight, *(weight for _folder, weight in combination.others)],
+        combine=combination.combine,
+        density=combination.density,
+        seed=combination.seed,
+    )
+
+
+def _inputs(
+    adapter: Path, onto: Onto, storage: Storage, device: str, combination: Combination | None
+) -> dict[str, object]:
+    """What decides the bytes of the result, beside the base."""
+    others = combination.others if combination else ()
+    folders = [adapter, *(folder for folder, _weight in others)]
+    named = [
+        sha256_file(folder / name)
+        for folder in folders
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    ]
+    settings: list[object] = [onto, storage, device]
+    if combination is not None:
+        weights = [combination.weight, *(weight for _folder, weight in others)]
+        settings += [weights, combination.combine, combination.density, combination.seed]
+    return {"adapters": named, "settings": settings}
 
 
 def _open_release(adapter: Path) -> Release | None:
@@ -150,89 +202,65 @@ def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
     return source.manifest.base.quantization
 
 
-def _check_weights(lock: BaseLock, base: Path, digests: dict[str, str]) -> None:
+def _check_weights(lock: BaseLock, base: Path, digests: Mapping[str, str]) -> None:
     """Hold the base's weight files against the lock; those not in ``digests`` are hashed first."""
     others = {path.name: sha256_file(path) for path in weight_files(base) if path.name not in digests}
-    check_base(lock, base, digests | others)
+    check_base(lock, base, {**digests, **others})
 
 
-def _new_size(checkpoint: Checkpoint, plan: SumPlan) -> int:
-    """Bytes of the new shards, but for their headers."""
-    return sum(part.size for shard in checkpoint.shards for part in _stored(plan, shard))
+def _check_same_base(lock: BaseLock, releases: Mapping[Path, Release | None]) -> None:
+    for folder, release in releases.items():
+        if (
+            release is not None
+            and release.manifest.base is not None
+            and release.manifest.base.digest != lock.digest
+        ):
+            raise BaseMismatchError(
+                f"{folder} was trained on another base than the first adapter", "combine adapters of one base"
+            )
 
 
-def _stored(plan: SumPlan, shard: TensorFile) -> list[Stored]:
-    """The tensors of a new shard, in order."""
-    return [part for target in plan.targets(shard) for part in target.stored]
-
-
-def _check_space(out: Path, checkpoint: Checkpoint, plan: SumPlan) -> None:
-    """Raise OSError (ENOSPC) before the work rather than at its end."""
-    needed = _new_size(checkpoint, plan) + _SPARE_BYTES
-    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed", str(folder))
-
-
-@contextmanager
-def _target(
-    out: Path, source: Release | None, onto: Onto, storage: Storage, written: dict[str, FileEntry]
-) -> Iterator[Path]:
-    """The staging folder of ``out``, a release's when the adapter is one; ``written`` are the shards."""
-    if source is None:
-        with staged_folder(out) as staging:
-            yield staging
-        return
+def _draft(
+    source: Release,
+    onto: Onto,
+    storage: Storage,
+    combination: Combination | None,
+    releases: Mapping[Path, Release | None],
+) -> Manifest:
+    """The new release's manifest, without its files."""
     adapter = source.manifest
-    tools = {"adapterhub": __version__} | {name: version(name) for name in _tools(onto, storage)}
-    draft = adapter.model_copy(
+    merge = Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage)
+    if combination is not None:
+        merge = merge.model_copy(
+            update={
+                "weight": combination.weight,
+                "others": tuple(_named(path, weight, releases[path]) for path, weight in combination.others),
+                "combine": combination.combine,
+                "density": combination.density,
+                "seed": combination.seed,
+            }
+        )
+    return adapter.model_copy(
         update={
-            "name": adapter.name[: _MAX_NAME - len(_SUFFIXES[storage])] + _SUFFIXES[storage],
+            "name": name_of(adapter.name, storage),
             "created": datetime.now(UTC).replace(microsecond=0),
             "kind": "merged" if storage == "bf16" else "quantized",
-            "merge": Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage),
+            "merge": merge,
             "parent": Parent(ref=f"{adapter.name}@{adapter.version}", manifest_sha256=source.digest),
-            "tools": tools,
+            "tools": {"adapterhub": __version__} | {name: version(name) for name in _tools(onto, storage)},
             "hardware": None,
             "files": {},
         }
     )
-    with new_release(out, draft, written) as staging:
-        yield staging
+
+
+def _named(folder: Path, weight: float, release: Release | None) -> MergedAdapter:
+    ref = f"{release.manifest.name}@{release.manifest.version}" if release else folder.resolve().name
+    return MergedAdapter(
+        ref=ref, weights_sha256=sha256_file(folder / "adapter_model.safetensors"), weight=weight
+    )
 
 
 def _tools(onto: Onto, storage: Storage) -> tuple[str, ...]:
     """What computed: LLM.int8() is a division and a rounding, and needs torch alone."""
     return ("torch", "bitsandbytes") if onto == "trained" or storage in ("nf4", "fp4") else ("torch",)
-
-
-def _rewrites(checkpoint: Checkpoint, plan: SumPlan, folder: Path) -> list[Rewrite]:
-    """Every shard of the checkpoint to the same name in ``folder``."""
-    return [
-        Rewrite(
-            source=shard,
-            target=folder / shard.path.name,
-            header=encode_header(
-                ((part.name, part.dtype, part.shape) for part in _stored(plan, shard)), shard.metadata
-            ),
-            pieces=plan.pieces(shard),
-        )
-        for shard in checkpoint.shards
-    ]
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """torch computes each piece in the thread that asks, so that no sum depends on the number of threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

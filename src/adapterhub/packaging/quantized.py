@@ -45,7 +45,7 @@ def quantized_names(config: Mapping[str, Any], tensors: Iterable[TensorEntry]) -
 
 
 def through_4bit_(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """Quantize and dequantize ``weight`` (bfloat16, contiguous, on the CPU) in place: as training saw it.
+    """Quantize and dequantize ``weight`` (bfloat16, contiguous) in place: as training on its device saw it.
 
     In bfloat16 whatever the compute dtype, because the base is loaded so and dequantized weights are cast
     after that. Bit for bit bitsandbytes' ``dequantize_4bit(*quantize_4bit(weight.flatten(), …))``, computed

@@ -26,6 +26,9 @@ Change = Callable[[memoryview], memoryview]
 Progress = Callable[[int, int], None]
 """Told the bytes of the sources that are done, and all of them."""
 
+Finished = Callable[[str, "Digests | None"], None]
+"""Told a file's name when it is on the disk, and its digests if they were asked for."""
+
 # For pieces in flight, all files together; a file keeps two buffers whatever its pieces' size.
 _BUFFER_BYTES = 256 * 1024 * 1024
 _FEWEST_BUFFERS = 2
@@ -78,13 +81,13 @@ class _Stopped(Exception):
 
 
 def rewrite_files(
-    rewrites: Sequence[Rewrite], *, threads: int, digests: bool, progress: Progress
-) -> dict[str, Digests]:
+    rewrites: Sequence[Rewrite], *, threads: int, digests: bool, progress: Progress, finished: Finished
+) -> None:
     """Make every file, some at the same time; ``threads`` threads change pieces for all of them.
 
-    With ``digests`` sources and results are hashed on the way, and returned by the targets' names. Raises
-    ReleaseError when a source ends early, and OSError (a full disk) with the targets left for the caller's
-    staging folder to remove.
+    With ``digests`` sources and results are hashed on the way. Each file is fsynced before ``finished`` hears
+    of it, in the thread that made it. Raises ReleaseError when a source ends early, and OSError (a full disk)
+    with the targets left for the caller's staging folder to keep or remove.
     """
     stopped, lock = threading.Event(), threading.Lock()
     done, total = 0, sum(rewrite.source.size for rewrite in rewrites)
@@ -101,25 +104,24 @@ def rewrite_files(
             done += count
             progress(done, total)
 
-    def run(rewrite: Rewrite) -> Digests | None:
+    def run(rewrite: Rewrite) -> None:
         try:
-            return _rewrite_file(rewrite, changing, buffers, digests, advance)
+            made = _rewrite_file(rewrite, changing, buffers, digests, advance)
+            finished(rewrite.target.name, made)
         except BaseException:
             stopped.set()
             raise
 
     with ThreadPoolExecutor(threads, "change") as changing, ThreadPoolExecutor(at_once, "file") as pool:
-        futures = {rewrite.target.name: pool.submit(run, rewrite) for rewrite in rewrites}
+        futures = [pool.submit(run, rewrite) for rewrite in rewrites]
         try:
-            finished, _running = wait(futures.values(), return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
+            ended, _running = wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:  # an interrupt
             stopped.set()
             raise
-    for error in (future.exception() for future in finished):
+    for error in (future.exception() for future in ended):
         if error is not None and not isinstance(error, _Stopped):
             raise error
-    results = {name: future.result() for name, future in futures.items()}
-    return {name: result for name, result in results.items() if result is not None}
 
 
 def _rewrite_file(

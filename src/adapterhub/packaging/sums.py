@@ -69,6 +69,8 @@ class SumPlan:
     quantization: Quantization | None
     layout: Layout
     """What the results are stored as."""
+    device: str = "cpu"
+    """Where it is computed, as torch names it."""
 
     @property
     def pairs(self) -> dict[str, LoraPair | CombinedPair]:
@@ -96,7 +98,7 @@ class SumPlan:
 
     def pieces(self, shard: TensorFile) -> list[Piece]:
         """The pieces of one shard in order, covering every tensor."""
-        load = lru_cache(maxsize=_PAIRS_KEPT)(self.adapter.load_pair) if self.adapter else None
+        load = lru_cache(maxsize=_PAIRS_KEPT)(self._load_pair) if self.adapter else None
         pieces: list[Piece] = []
         end = shard.data_start
         for target in self.targets(shard):
@@ -110,6 +112,11 @@ class SumPlan:
             pieces += made
         return pieces
 
+    def _load_pair(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.adapter is not None
+        a, b = self.adapter.load_pair(module)
+        return a.to(self.device), b.to(self.device)
+
     def _pieces_of(self, target: Target, load: LoadPair | None) -> list[Piece]:
         entry, name = target.entry, target.entry.name
         update = self.updates.by_name.get(name)
@@ -121,14 +128,24 @@ class SumPlan:
         through = self.quantization if name in self.quantized and target.origin is None else None
         if name in self.layout.quantized:
             store = _stored_in_int8 if self.layout.storage == "int8" else _stored_in_4bit
-            return [Piece(entry.offset, entry.size, partial(store, entry, target.stored, through, finish))]
+            return [
+                Piece(
+                    entry.offset,
+                    entry.size,
+                    partial(store, entry, target.stored, through, finish, self.device),
+                )
+            ]
         if through is not None:
-            return [Piece(entry.offset, entry.size, partial(_requantized, entry, through, finish))]
+            return [
+                Piece(entry.offset, entry.size, partial(_requantized, entry, through, finish, self.device))
+            ]
         if finish is not None:
             assert update is not None
             if update.magnitude is not None and update.pair is not None and update.pair.transposed:
-                return [Piece(entry.offset, entry.size, partial(_added, entry, 0, finish))]
-            return _cut(entry, entry.shape[1], lambda first: partial(_added, entry, first, finish))
+                return [Piece(entry.offset, entry.size, partial(_added, entry, 0, finish, self.device))]
+            return _cut(
+                entry, entry.shape[1], lambda first: partial(_added, entry, first, finish, self.device)
+            )
         if entry.dtype in FLOATS and entry.dtype != PLAIN_DTYPE:
             return _cut(entry, 1, lambda _first: partial(_rounded, entry.dtype))
         return _cut(entry, 1, lambda _first: None)
@@ -139,11 +156,12 @@ def plan_sums(
     checkpoint: Checkpoint,
     quantization: Quantization | None,
     storage: Storage = "bf16",
+    device: str = "cpu",
 ) -> SumPlan:
     """Match every tensor of the adapter with one of the base.
 
     ``quantization`` is what the base's linear layers went through, None to add to them as they are;
-    ``storage`` is what the linear layers are stored as, adapted or not. Raises
+    ``storage`` is what the linear layers are stored as, adapted or not; ``device`` quantizes. Raises
     ReleaseError when the adapter has settings or tensors that cannot be merged right, when one matches
     nothing or something of another shape, and when the base's weights are not 16- or 32-bit floats.
     """
@@ -157,7 +175,7 @@ def plan_sums(
     if quantization or storage != "bf16":
         linear = frozenset(quantized_names(checkpoint.config, checkpoint.tensors.values()))
     layout = Layout(storage, linear if storage != "bf16" else frozenset())
-    return SumPlan(adapter, updates, linear if quantization else frozenset(), quantization, layout)
+    return SumPlan(adapter, updates, linear if quantization else frozenset(), quantization, layout, device)
 
 
 def _cut(entry: TensorEntry, columns: int, change: Callable[[int], Change | None]) -> list[Piece]:
@@ -176,12 +194,13 @@ def _rounded(dtype: str, view: memoryview) -> memoryview:
     return _bytes(_tensor(view, dtype).to(torch.bfloat16))
 
 
-def _added(entry: TensorEntry, first: int, finish: Finish, view: memoryview) -> memoryview:
+def _added(entry: TensorEntry, first: int, finish: Finish, device: str, view: memoryview) -> memoryview:
     """Rows of W from ``first`` on, with their rows of s·B·A added."""
     import torch
 
-    weight = _tensor(view, entry.dtype).view(-1, entry.shape[1])
-    weight = weight.to(torch.float32)
+    weight = _tensor(view, entry.dtype).to(device).view(-1, entry.shape[1])
+    if entry.dtype != PLAIN_DTYPE:
+        weight = weight.to(torch.float32)
     finish(weight, first)
     return _bytes(weight.to(torch.bfloat16))
 
@@ -190,16 +209,14 @@ def _requantized(
     entry: TensorEntry,
     quantization: Quantization,
     finish: Finish | None,
+    device: str,
     view: memoryview,
 ) -> memoryview:
     """The whole of W through 4 bits, with s·B·A added."""
-    import torch
-
-    weight = _through(entry, quantization, view)
+    weight = _through(entry, quantization, device, view)
     if finish is not None:
-        weight = weight.to(torch.float32)
         finish(weight, 0)
-    return _bytes(weight.to(torch.bfloat16))
+    return _bytes(weight)
 
 
 def _stored_in_4bit(
@@ -207,6 +224,7 @@ def _stored_in_4bit(
     stored: list[Stored],
     through: Quantization | None,
     finish: Finish | None,
+    device: str,
     view: memoryview,
 ) -> memoryview:
     """The sum, rounded once: from float32 to the nearest codes."""
@@ -215,7 +233,7 @@ def _stored_in_4bit(
 
     kind = stored[2].name.rpartition("__")[2]
     codes, scales = [], []
-    for rows in _summed_rows(entry, through, finish, view):
+    for rows in _summed_rows(entry, through, finish, device, view):
         packed, state = bnb.quantize_4bit(
             rows.view(-1), blocksize=BLOCK, compress_statistics=False, quant_type=kind
         )
@@ -230,13 +248,14 @@ def _stored_in_int8(
     _stored: list[Stored],
     through: Quantization | None,
     finish: Finish | None,
+    device: str,
     view: memoryview,
 ) -> memoryview:
     """The sum, rounded once: from float32 to int8 by each row's largest value (LLM.int8(), section 3.1)."""
     import torch
 
     codes, scales = [], []
-    for rows in _summed_rows(entry, through, finish, view):
+    for rows in _summed_rows(entry, through, finish, device, view):
         largest = rows.abs().amax(dim=1)
         # A row of zeros has codes of zero, whatever its scale.
         codes.append(torch.round(rows * (127 / largest.clamp_min(1e-30)).unsqueeze(1)).to(torch.int8))
@@ -248,6 +267,7 @@ def _summed_rows(
     entry: TensorEntry,
     through: Quantization | None,
     finish: Finish | None,
+    device: str,
     view: memoryview,
 ) -> Iterator[torch.Tensor]:
     """W + s·B·A in float32, some rows at a time that end where a block ends."""
@@ -255,9 +275,9 @@ def _summed_rows(
 
     columns = entry.shape[1]
     if through is not None:
-        weight = _through(entry, through, view)
+        weight = _through(entry, through, device, view)
     else:
-        weight = _tensor(view, entry.dtype).view(entry.shape)
+        weight = _tensor(view, entry.dtype).to(device).view(entry.shape)
     whole = BLOCK // math.gcd(columns, BLOCK)
     step = whole * max(1, _PRODUCT_ITEMS // (columns * whole))
     for first in range(0, entry.shape[0], step):
@@ -267,27 +287,34 @@ def _summed_rows(
         yield rows
 
 
-def _through(entry: TensorEntry, quantization: Quantization, view: memoryview) -> torch.Tensor:
+def _through(entry: TensorEntry, quantization: Quantization, device: str, view: memoryview) -> torch.Tensor:
     """W as training saw it, bfloat16."""
     import torch
 
-    weight = _tensor(view, entry.dtype).to(torch.bfloat16).view(entry.shape)
+    weight = _tensor(view, entry.dtype).to(device, torch.bfloat16).view(entry.shape)
     return through_4bit_(weight, quantization)
 
 
 def _finish(
     adapter: Adapter | CombinedAdapter, update: Update, load: LoadPair, weight: torch.Tensor, first: int
 ) -> None:
-    """Do to the rows of ``weight`` (rows, columns) from ``first`` on what the adapter does, in place."""
+    """Do to the rows of ``weight`` (rows, columns) from ``first`` on what the adapter does, in place.
+
+    Each number is rounded once to the dtype of ``weight``.
+    """
+    import torch
+
     if update.rows is not None:
         assert isinstance(adapter, Adapter)
         _put(update.rows[0], adapter.load(update.rows[1]), weight, first)
-    if update.pair is not None:
+    if update.pair is not None and update.magnitude is None:
         _add(update.pair, load, weight, first)
-    if update.magnitude is not None:
+    elif update.pair is not None and update.magnitude is not None:
         assert isinstance(adapter, Adapter)
-        assert update.pair is not None
-        _rescale(adapter.load(update.magnitude), update.pair.transposed, weight, first)
+        wide = weight.to(torch.float32)
+        _add(update.pair, load, wide, first)
+        _rescale(adapter.load(update.magnitude).to(wide.device), update.pair.transposed, wide, first)
+        weight.copy_(wide)
 
 
 def _put(numbers: Sequence[int], rows: torch.Tensor, weight: torch.Tensor, first: int) -> None:
@@ -338,4 +365,4 @@ def _tensor(view: memoryview, dtype: str) -> torch.Tensor:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
