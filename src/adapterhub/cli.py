@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
@@ -34,6 +38,10 @@ COMMANDS = {
     "pull": "adapterhub.commands.sync",
     "hub": "adapterhub.commands.server",
 }
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever tidies up after an interrupt does so after this too."""
 
 
 class LazyGroup(click.Group):
@@ -68,14 +76,34 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (the table is in ``adapterhub.errors``).
 
-    Data goes to stdout, words to stderr. An interrupt exits 130. Set ``ADAPTERHUB_TRACEBACK=1`` to see where
-    an error came from.
+    Data goes to stdout, words to stderr. An interrupt exits 130, a SIGTERM 143. Set ``ADAPTERHUB_TRACEBACK=1``
+    to see where an error came from.
     """
     if "_ADAPTERHUB_COMPLETE" in os.environ:
         cli.main(prog_name="adapterhub")  # answers the shell that completes a command line, and exits
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _tidying_when_terminated():
         _tell_warnings()
         return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+@contextmanager
+def _tidying_when_terminated() -> Iterator[None]:
+    """A SIGTERM ends a command as Ctrl-C does, unless whoever runs it handles or ignores the signal."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _tell_warnings() -> None:
@@ -108,13 +136,14 @@ def _run(arguments: list[str]) -> int:
         command = err.ctx.command_path if err.ctx else "adapterhub"
         told = " ".join(err.format_message().split())  # click lists choices on lines of their own
         return _fail(told, f"see `{command} --help`", err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as err:
         click.echo(err=True)  # ends the line on which the terminal shows ^C
         is_train = arguments[:1] == ["train"]
         again = "run the same command again" + (
             ", with --resume from its last checkpoint" if is_train else ""
         )
-        return _fail("interrupted", again, 130)
+        what, code = ("terminated", 143) if isinstance(err, _Terminated) else ("interrupted", 130)
+        return _fail(what, again, code)
     except BrokenPipeError:
         # The reader of our stdout went away (`adapterhub … | head`): not our error, and no traceback at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
