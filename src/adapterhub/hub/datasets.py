@@ -8,12 +8,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from adapterhub.errors import DataError
-from adapterhub.hub.client import connect, repo_cache, resolve
-from adapterhub.hub.refs import parse_ref
+from adapterhub.errors import DataError, RefError, SignatureError
+from adapterhub.hub.client import connect, list_tags, repo_cache, resolve
+from adapterhub.hub.refs import Ref, newest_of_line, parse_ref
 from adapterhub.hub.snapshots import HubFile, Snapshot, fetch
+from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.splits import DATA_SUFFIXES, Split, belongs, is_data, split_named
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,52 @@ def fetch_rows(
 
     ``source`` is ``owner/name[@revision]``. A file belongs to the split that its path names, like
     ``data/train-00000-of-00001.parquet`` or ``test/rows.jsonl``; when no path names one, all files are the
-    split's. Raises DataError when the split is not there, or there more than once (several configurations, or
-    the same rows in two formats), RefError for an unknown dataset, AuthError, HubError.
+    split's. Of versions, ``@v1`` means the highest 1.x.y, if no tag or branch is called so. The files of a
+    dataset release must be those that its manifest lists, and a version's tag must hold that version.
+
+    Raises DataError when the split is not there, or there more than once (several configurations, or
+    the same rows in two formats), SignatureError for a release that is not what its manifest says, RefError
+    for an unknown dataset, AuthError, HubError.
     """
     ref, api = parse_ref(source), connect(endpoint, token)
-    commit = resolve(api, ref, "dataset").commit
+    ref, commit = _resolve(api, ref)
     snapshot = fetch(api, ref, commit, split, lambda listed: _choose(listed, str(ref), split), "dataset")
+    if MANIFEST_NAME in snapshot.digests:
+        _check_release(ref, snapshot)
     views = repo_cache(ref.repo, "dataset") / ".adapterhub"
     return FetchedRows(_link(snapshot, views / f"{commit}-{split}"), ref.repo, commit)
 
 
+def _resolve(api: HfApi, ref: Ref) -> tuple[Ref, str]:
+    """What ``ref`` names, and its commit; a line of versions (``v1``) is its highest."""
+    try:
+        return ref, resolve(api, ref, "dataset").commit
+    except RefError:
+        newest = newest_of_line(ref.revision or "", list_tags(api, ref, "dataset"))
+        if newest is None:
+            raise
+        chosen = Ref(ref.repo, newest)
+        return chosen, resolve(api, chosen, "dataset").commit
+
+
+def _check_release(ref: Ref, snapshot: Snapshot) -> None:
+    """Raise SignatureError unless the fetched files are those of a dataset release's manifest."""
+    manifest = Manifest.read(snapshot.folder)
+    if ref.version is not None and manifest.version != ref.version:
+        raise SignatureError(
+            f"{ref} holds version {manifest.version}: the tag was moved",
+            "ask its maker, or name the commit that you trust",
+        )
+    for name, digest in snapshot.digests.items():
+        entry = manifest.files.get(name)
+        if name != MANIFEST_NAME and (entry is None or entry.sha256 != digest):
+            raise SignatureError(
+                f"{ref} holds another {name} than its {MANIFEST_NAME} lists", "tell its maker"
+            )
+
+
 def _choose(listed: Mapping[str, HubFile], dataset: str, split: Split) -> Sequence[str]:
-    """The data files of one split."""
+    """The data files of one split, and the manifest of a dataset release."""
     data = [name for name in sorted(listed) if is_data(PurePosixPath(name))]
     if not data:
         raise DataError(
@@ -69,12 +108,13 @@ def _choose(listed: Mapping[str, HubFile], dataset: str, split: Split) -> Sequen
             f"{dataset} holds the {split} split in {len(kinds)} ways: {ways}",
             "download the files you mean (hf download --repo-type dataset --local-dir) and name that folder",
         )
-    return found
+    return [*found, MANIFEST_NAME] if MANIFEST_NAME in listed else found
 
 
 def _link(snapshot: Snapshot, view: Path) -> Path:
     """A folder that shows these files and no others: the commit's own may hold those of another split."""
-    wanted = {PurePosixPath(name).name: snapshot.folder / name for name in snapshot.digests}
+    rows = [name for name in snapshot.digests if name != MANIFEST_NAME]
+    wanted = {PurePosixPath(name).name: snapshot.folder / name for name in rows}
     if view.is_dir() and {path.name for path in view.iterdir() if path.is_file()} == wanted.keys():
         return view
     view.parent.mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(
     r"(?!refs/)[A-Za-z0-9_][A-Za-z0-9_./+-]{0,199}|refs/pr/[1-9][0-9]{0,8}|refs/convert/[a-z]{1,32}"
 )
+_LINE = re.compile(r"v?(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))?")
 _FORM = "write owner/name or owner/name@revision, like ada/orders@v1.2.0"
 
 
@@ -91,6 +92,17 @@ def highest_version(tags: Iterable[str]) -> str | None:
     versions = {parse_version(tag): tag for tag in tags if tag.startswith("v") and version_of(tag)}
     stable = [version for version in versions if not version.is_prerelease]
     return versions[max(stable or versions)] if versions else None
+
+
+def newest_of_line(line: str, tags: Iterable[str]) -> str | None:
+    """The tag of the highest version in a line of versions: ``v1.3.0`` for ``v1`` or ``1.3``.
+
+    None when ``line`` names no line, or there is no version of it.
+    """
+    if not _LINE.fullmatch(line):
+        return None
+    prefix = f"v{line.removeprefix('v')}."
+    return highest_version(tag for tag in tags if tag.startswith(prefix))
 
 
 def _is_plain(path: str) -> bool:

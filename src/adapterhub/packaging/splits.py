@@ -8,7 +8,8 @@ from typing import Literal
 
 Split = Literal["train", "test"]
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
-_ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # no rows in these
+# no rows in these
+_ABOUT = ("adapterhub.json", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 # A split's name stands in a file's path with anything but a letter around it, as the datasets library has it.
 _SPLIT = re.compile(
     r"(?<![a-z])(train|training|test|testing|validation|valid|val|dev|eval|evaluation)(?![a-z])"
