@@ -154,19 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.server.proxy
         fault = proxy.note(f"{self.command} {self.path}")
         if fault == "reset":
-            return self._reset()
-        if fault in ("429", "500", "503"):
-            return self._answer(int(fault), [("Retry-After", "1")], b'{"error": "on command"}')
-        if fault == "expired":
-            return self._answer(403, [("Content-Type", "application/xml")], _EXPIRED)
-        if fault == "flipped request" and body:
-            body = _flip(body)
-        status, headers, answer = self._ask(body, revoked=fault == "revoked")
-        if fault == "lost answer":
-            return self._reset()
-        if proxy.redirecting and "/resolve/" in self.path and status in (200, 206):
-            status, headers, answer = self._redirect(headers)
-        self._answer(status, headers, answer, fault)
+            self._reset()
+        elif fault in ("429", "500", "503"):
+            self._answer(int(fault), [("Retry-After", "1")], b'{"error": "on command"}')
+        elif fault == "expired":
+            self._answer(403, [("Content-Type", "application/xml")], _EXPIRED)
+        else:
+            self._pass_on(_flip(body) if fault == "flipped request" and body else body, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_any
 
@@ -179,6 +173,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return body
+
+    def _pass_on(self, body: bytes, fault: Kind | None) -> None:
+        status, headers, answer = self._ask(body, revoked=fault == "revoked")
+        if fault == "lost answer":
+            self._reset()
+        if self.server.proxy.redirecting and "/resolve/" in self.path and status in (200, 206):
+            status, headers, answer = self._redirect(headers)
+        self._answer(status, headers, answer, fault)
 
     def _ask(self, body: bytes, *, revoked: bool) -> tuple[int, list[tuple[str, str]], bytes]:
         """The Hub's own answer."""

@@ -21,7 +21,8 @@ import pytest
 from adapterhub.errors import AdapterHubError, HubError
 from adapterhub.hub import client as client_module
 from adapterhub.hub.client import connect, list_tags, resolve
-from adapterhub.hub.downloads import Content, download_large
+from adapterhub.hub.contents import Content
+from adapterhub.hub.downloads import download_contents
 from adapterhub.hub.pull import pull
 from adapterhub.hub.push import push
 from adapterhub.hub.refs import parse_ref
@@ -168,9 +169,9 @@ def test_a_part_with_other_bytes_is_not_believed(published, hub_cache, check, co
 
 def test_content_that_stays_wrong_is_an_error_and_leaves_nothing(published, line, hub_cache) -> None:
     client, ref = connect(line.url), parse_ref(f"{published[0]}@0.1.0")
-    wrong = Content("0" * 64, LARGE)
+    wrong = Content(LARGE, sha256="0" * 64)
     with pytest.raises(HubError, match=r"weights\.safetensors arrived twice with another content"):
-        download_large(client, ref, resolve(client, ref).commit, {"weights.safetensors": wrong})
+        download_contents(client, ref, resolve(client, ref).commit, {"weights.safetensors": wrong})
     assert not [*hub_cache.rglob("*.part"), *hub_cache.rglob("blobs/*")]
 
 

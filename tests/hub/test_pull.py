@@ -15,7 +15,6 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import huggingface_hub.file_download as file_download
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -28,6 +27,7 @@ from adapterhub.errors import (
     ReleaseError,
     SignatureError,
 )
+from adapterhub.hub import downloads
 from adapterhub.hub.pull import Pulled, pull
 from adapterhub.hub.push import push
 from adapterhub.packaging.files import list_files
@@ -339,34 +339,36 @@ def test_only_what_is_missing_is_downloaded_again(publish, get, repo, monkeypatc
 def count_downloads(monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None, error=None) -> list[str]:
     """The names of the files whose bytes are asked for, as they are; the one after ``fail_after`` raises."""
     seen: list[str] = []
-    real = file_download.http_get
+    real = downloads._Download._receive
     lock = threading.Lock()
 
-    def get_bytes(url: str, *args, **options):
+    def get_bytes(self: downloads._Download, *args):
         with lock:
             if fail_after is not None and len(seen) >= fail_after:
                 raise error
-            seen.append(url.rpartition("/")[2])
-        return real(url, *args, **options)
+            seen.append(self.name.rpartition("/")[2])
+        return real(self, *args)
 
-    monkeypatch.setattr(file_download, "http_get", get_bytes)
+    monkeypatch.setattr(downloads._Download, "_receive", get_bytes)
     return seen
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
 def test_a_pull_cut_off_keeps_whole_files_only_and_goes_on(
-    publish, get, repo, hub_cache, monkeypatch, error, tiny_release
+    publish, get, repo, hub_cache, monkeypatch, error
 ) -> None:
     publish("0.1.0")
     with monkeypatch.context() as patch:
-        first = count_downloads(patch, fail_after=3, error=error)
+        count_downloads(patch, fail_after=3, error=error)
         with pytest.raises(type(error)):
             get(repo)
-    assert not list(hub_cache.rglob("*.incomplete"))
-    second = count_downloads(monkeypatch)
-    pulled = get(repo)
-    assert sorted([*first, *second]) == sorted(
-        name.rpartition("/")[2] for name in [MANIFEST_NAME, *pulled.release.manifest.files]
+    kept = contents(next(hub_cache.glob("models--*/snapshots/*")))
+    again = count_downloads(monkeypatch)
+    folder = get(repo).release.path
+    assert MANIFEST_NAME in kept
+    assert kept.items() <= contents(folder).items()
+    assert sorted([*again, *(name.rpartition("/")[2] for name in kept)]) == sorted(
+        name.rpartition("/")[2] for name in list_files(folder)
     )
 
 
@@ -483,20 +485,21 @@ def test_a_hub_that_dies_between_two_files(start_hub, tiny_release, tmp_path, mo
     monkeypatch.setattr(time, "sleep", lambda _: None)  # huggingface_hub waits up to 8 s between its tries
     with start_hub(tmp_path / "hub") as server:
         push(Release.open(tiny_release), "ada/orders", endpoint=server.url, token=server.token)
-        real = file_download.http_get
+        real = downloads._Download._receive
         calls = []
 
-        def dying(*args, **options):
+        def dying(*args):
             calls.append(1)
             if len(calls) == 4:
                 server.process.kill()
                 server.process.wait()
-            return real(*args, **options)
+            return real(*args)
 
-        monkeypatch.setattr(file_download, "http_get", dying)
+        monkeypatch.setattr(downloads._Download, "_receive", dying)
+        monkeypatch.setattr(downloads, "_PAUSE", 0.001)
         with pytest.raises(HubError):
             pull("ada/orders", endpoint=server.url)
-    monkeypatch.setattr(file_download, "http_get", real)
+    monkeypatch.setattr(downloads._Download, "_receive", real)
     with start_hub(tmp_path / "hub") as server:
         assert contents(pull("ada/orders", endpoint=server.url).release.path) == contents(tiny_release)
 

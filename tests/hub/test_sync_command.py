@@ -11,10 +11,10 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-import huggingface_hub.file_download as file_download
 import pytest
 from huggingface_hub import HfApi, constants
 
+from adapterhub.hub import downloads
 from adapterhub.packaging.keys import generate_key
 from adapterhub.packaging.signing import sign_release
 
@@ -174,7 +174,7 @@ def test_a_full_disk_is_said_as_such(run_cli, repo, tiny_release, monkeypatch) -
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-2")
     with monkeypatch.context() as patch:
-        patch.setattr(file_download, "http_get", full)
+        patch.setattr(downloads._Download, "_receive", full)
         code, out, err = run_cli("pull", repo)
     assert (code, out) == (1, "")
     assert "error: /cache/blob: No space left on device" in err

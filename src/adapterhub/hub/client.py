@@ -232,12 +232,23 @@ def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
         return None
     if "No space left on device" in str(err):  # hf_xet tells of a full disk in words only
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(repo_cache(subject.partition("@")[0])))
+    if isinstance(err, ValueError | LookupError | TypeError | AttributeError) and _is_from_client(err):
+        return HubError(f"{api.endpoint} answered nonsense about {subject}: {_line(err)}", _NETWORK)
     # huggingface_hub wraps what happened in words of its own: a missing cache entry, a failed upload.
     cause = err.__cause__
     explained = _explain(cause, api, subject) if cause is not None else None
     if explained is None and isinstance(err, OSError | errors.RevisionResolutionError):
         return HubError(f"{subject} could not be had from {api.endpoint}: {_line(err)}", _NETWORK)
     return explained
+
+
+def _is_from_client(err: BaseException) -> bool:
+    """Whether it was raised inside huggingface_hub, which reads answers as if they were always right."""
+    trace = err.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).startswith("huggingface_hub.")
 
 
 def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:

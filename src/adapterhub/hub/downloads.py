@@ -1,79 +1,70 @@
-"""Large files from a Hub: a download that was cut off, even by a crash, goes on where it stopped.
+"""Files from a Hub: a download that was cut off, even by a crash, goes on where it stopped.
 
-huggingface_hub drops what a process did not finish. Here the bytes go to ``<sha256>.part`` beside the blobs
-of the Hugging Face cache, which a later run continues with a ranged request; only a file whose sha256 is the
-one asked for gets its final name, and is linked into the commit's folder as huggingface_hub does it.
+huggingface_hub drops what a process did not finish, and names what it fetched before anybody has checked it.
+Here the bytes go to ``<digest>.part`` beside the blobs of the Hugging Face cache, which a later run continues
+with a ranged request; only a file whose digest is the one asked for gets its final name, and is linked into
+the commit's folder as huggingface_hub does it. One request a file, where huggingface_hub makes two.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import threading
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from adapterhub.errors import AdapterHubError, HubError
 from adapterhub.hub.client import RepoType, hub_errors, repo_cache
+from adapterhub.hub.contents import Content, Digest
 from adapterhub.hub.refs import Ref
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
-LARGE: Final = 32 << 20
-"""Bytes above which a file is downloaded here; smaller ones are left to huggingface_hub."""
+Progress = Callable[[int, int], None]
+"""Told the bytes that are there, and all that are to come."""
+
 _CHUNK: Final = 1 << 20
-_UNHASHED: Final = 16  # chunks that may wait for the thread that hashes
 _TRIES: Final = 5  # one after another, without a single new byte
-_AT_ONCE: Final = 4  # files
+_PAUSE: Final = 1.0  # seconds before the second of them; twice as long before each further one
+_AT_ONCE: Final = 8  # files
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a file must turn out to be."""
+def download_contents(
+    api: HfApi,
+    ref: Ref,
+    commit: str,
+    files: Mapping[str, Content],
+    repo_type: RepoType = "model",
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Bring ``files`` of a commit into the cache, several at once; return the sha256 of those fetched.
 
-    sha256: str
-    """64 hex digits."""
-    size: int
-    """Bytes."""
-
-
-def download_large(
-    api: HfApi, ref: Ref, commit: str, files: Mapping[str, Content], repo_type: RepoType = "model"
-) -> set[str]:
-    """Bring ``files`` of a commit into the cache, several at once; return those found there, or fetched.
-
-    A blob that is in the cache is taken as it is; what is fetched is checked by its sha256. A file that the
-    commit has not is left out. What has arrived stays for the next run when this one fails. Raises HubError
-    for content that is not what was asked for, RefError, AuthError; OSError for a full disk.
+    A blob that is in the cache is taken as it is; what is fetched is checked by its digest before it gets its
+    name. A file that the commit has not is left out. What has arrived stays for the next run when this one
+    fails. Without ``progress``, huggingface_hub's own bar is shown. Raises HubError for content that is not
+    what was asked for, RefError, AuthError; OSError for a full disk.
     """
-    from huggingface_hub.utils import tqdm
-
     cache = repo_cache(ref.repo, repo_type)
     (cache / "blobs").mkdir(parents=True, exist_ok=True)
+    (cache.parent / ".locks" / cache.name).mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
     with (
         hub_errors(api, ref),
-        tqdm(
-            total=sum(content.size for content in files.values()),
-            desc=f"{len(files)} large files" if len(files) > 1 else next(iter(files)),
-            unit="B",
-            unit_scale=True,
-            name="adapterhub.download",
-        ) as bar,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
+        _shown(progress, files) as tally,
+        ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool,
     ):
         downloads = [
-            _Download(api, ref, commit, name, content, repo_type, cache, bar, stop)
-            for name, content in files.items()
+            _Download(api, ref, commit, name, content, repo_type, cache, tally, stop)
+            for name, content in sorted(files.items(), key=lambda item: -item[1].size)
         ]
         try:
             tasks = {download.name: pool.submit(download.run) for download in downloads}
@@ -81,9 +72,11 @@ def download_large(
             for task in tasks.values():
                 if task.done():
                     task.result()  # the failure that ended the wait comes first, not the file named first
-            return {name for name, task in tasks.items() if task.result()}
+            results = {name: task.result() for name, task in tasks.items()}
+            return {name: sha256 for name, sha256 in results.items() if sha256 is not None}
         except BaseException:  # an interrupt too: the threads end at their next chunk
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
@@ -100,11 +93,37 @@ def check_space(folder: Path, wanted: int) -> None:
 
 def missing_bytes(cache: Path, content: Content) -> int:
     """How much of a file is still to come into the folder ``cache`` of a repository."""
-    blob = cache / "blobs" / content.sha256
+    blob = cache / "blobs" / content.name
     if blob.is_file():
         return 0
     part = blob.with_suffix(".part")
     return max(content.size - (part.stat().st_size if part.is_file() else 0), 0)
+
+
+class _Tally:
+    """The bytes that are there, over all threads."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total, self._progress, self._done, self._lock = total, progress, 0, threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._progress(self._done, self._total)
+
+
+@contextmanager
+def _shown(progress: Progress | None, files: Mapping[str, Content]) -> Iterator[_Tally]:
+    """A count of the bytes of ``files`` that ``progress``, or else huggingface_hub's bar, is told of."""
+    total = sum(content.size for content in files.values())
+    if progress is not None:
+        yield _Tally(total, progress)
+        return
+    from huggingface_hub.utils import tqdm
+
+    words = f"{len(files)} files" if len(files) > 1 else next(iter(files))
+    with tqdm(total=total, desc=words, unit="B", unit_scale=True, name="adapterhub.download") as bar:
+        yield _Tally(total, lambda done, _: bar.update(done - bar.n))
 
 
 @dataclass(frozen=True)
@@ -118,59 +137,67 @@ class _Download:
     content: Content
     repo_type: RepoType
     cache: Path
-    bar: Any
+    tally: _Tally
     stop: threading.Event
 
-    def run(self) -> bool:
-        """Fetch it and link it; False when the commit has no such file."""
+    def run(self) -> str | None:
+        """Fetch it and link it -> its sha256; None when it was there, or when the commit has no such file."""
         from huggingface_hub.errors import EntryNotFoundError
         from huggingface_hub.utils import WeakFileLock
 
-        blob = self.cache / "blobs" / self.content.sha256
+        self._check_running()
+        blob = self.cache / "blobs" / self.content.name
         lock = self.cache.parent / ".locks" / self.cache.name / f"{blob.name}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        fetched = None
         with WeakFileLock(lock):  # the one that huggingface_hub takes for this blob
             if blob.is_file():
-                self.bar.update(self.content.size)
+                self.tally.add(self.content.size)
             else:
                 try:
-                    self._fill(blob.with_suffix(".part"))
+                    fetched = self._fill(blob.with_suffix(".part"))
                 except EntryNotFoundError:
-                    return False
+                    blob.with_suffix(".part").unlink(missing_ok=True)
+                    return None
                 blob.with_suffix(".part").replace(blob)
         _link(blob, self.cache / "snapshots" / self.commit / self.name)
-        return True
+        return fetched
 
-    def _fill(self, part: Path) -> None:
-        """Complete ``part``; what was there may be bad, so one that comes out wrong is fetched once more."""
+    def _fill(self, part: Path) -> str:
+        """Complete ``part`` -> its sha256; what was there may be bad, so one that comes out wrong is fetched
+        once more."""
         for _ in range(2):
             with part.open("a+b") as file:
                 digest = self._append(file)
-            if digest == self.content.sha256:
-                return
-            self.bar.update(-part.stat().st_size)
+            if digest.is_right:
+                return digest.sha256
+            self.tally.add(-part.stat().st_size)
             part.unlink()
         raise HubError(
             f"{self.ref}: {self.name} arrived twice with another content than is listed "
-            f"(sha256 {self.content.sha256[:12]}…)",
+            f"({self.content.name[:12]}…)",
             "try again; if it stays so, a proxy on the way or the Hub alters it: tell its owner",
         )
 
-    def _append(self, file: BinaryIO) -> str:
-        """Fetch what is missing of ``file``, over as many connections as it takes -> its sha256."""
+    def _append(self, file: BinaryIO) -> Digest:
+        """Fetch what is missing of ``file``, over as many connections as it takes -> its digest."""
         import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
 
-        digest = _Digest()
+        digest = Digest(self.content)
         file.seek(0)
         while chunk := file.read(_CHUNK):
             digest.add(chunk)
-        self.bar.update(file.tell())
+        self.tally.add(file.tell())
         tries = 0
         while (start := file.tell()) < self.content.size and tries < _TRIES:
-            failure: httpx2.TransportError | None = None
+            failure: Exception | None = None
             try:
                 digest = self._receive(file, digest)
             except httpx2.TransportError as err:
+                failure = err
+            except HfHubHTTPError as err:
+                if not _is_expired(err.response):
+                    raise
                 failure = err
             if file.tell() > start:
                 tries = 0
@@ -178,10 +205,11 @@ class _Download:
             tries += 1
             if failure is not None and tries == _TRIES:
                 raise failure
-            self._pause(2 ** (tries - 1))
-        return digest.hexdigest()
+            self._pause(_PAUSE * 2 ** (tries - 1))
+        digest.close()
+        return digest
 
-    def _receive(self, file: BinaryIO, digest: _Digest) -> _Digest:
+    def _receive(self, file: BinaryIO, digest: Digest) -> Digest:
         """One request for the rest of ``file``."""
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -209,10 +237,10 @@ class _Download:
         ) as response:
             hf_raise_for_status(response)
             if response.status_code != 206 and have:  # a server without ranges: all over again
-                self.bar.update(-have)
+                self.tally.add(-have)
                 file.truncate(0)
                 file.seek(0)
-                digest, have = _Digest(), 0
+                digest, have = Digest(self.content), 0
             self._check_range(response, have)
             for chunk in response.iter_raw(_CHUNK):
                 self._check_running()
@@ -220,7 +248,7 @@ class _Download:
                     chunk = chunk[: self.content.size - file.tell()]  # its sha256 will tell
                 file.write(chunk)
                 digest.add(chunk)
-                self.bar.update(len(chunk))
+                self.tally.add(len(chunk))
         return digest
 
     def _check_range(self, response: httpx2.Response, have: int) -> None:
@@ -244,22 +272,9 @@ class _Download:
             raise InterruptedError
 
 
-class _Digest:
-    """The sha256 of bytes as they come, computed beside the thread that receives them."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
-
-    def add(self, data: bytes) -> None:
-        if len(self._waiting) >= _UNHASHED:
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._sha256.update, data))
-
-    def hexdigest(self) -> str:
-        self._thread.shutdown(wait=True)
-        return self._sha256.hexdigest()
+def _is_expired(response: httpx2.Response) -> bool:
+    """Whether the Hub sent us to an address that is good no more: it will give a fresh one."""
+    return bool(response.history) and response.status_code in (401, 403)
 
 
 def _link(blob: Path, pointer: Path) -> None:

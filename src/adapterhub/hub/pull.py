@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import HubError, ManifestError, SignatureError
 from adapterhub.hub.client import RepoType, Unreachable, connect, list_tags, repo_cache, resolve
-from adapterhub.hub.downloads import Content
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
-from adapterhub.hub.snapshots import download, drop_damaged, list_files, record_path, snapshot_folder
+from adapterhub.hub.snapshots import (
+    HubFile,
+    download,
+    drop_damaged,
+    list_files,
+    record_path,
+    snapshot_folder,
+)
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release
@@ -113,31 +119,31 @@ def _take_checked(
     record = record_path(ref, commit, "pull", repo_type)
     digests, touched = read_record(record, folder)
     known_heads = {name: digests[name] for name in _HEADS if name in digests}
-    heads = _take_heads(api, ref, commit, repo_type, known_heads)
+    heads, listed = _take_heads(api, ref, commit, repo_type, known_heads)
     manifest = _read_manifest(ref, folder)
-    contents = {name: Content(entry.sha256, entry.size) for name, entry in manifest.files.items()}
-    fetched = download(api, ref, commit, manifest.files, repo_type, contents)
-    known = {name: digest for name, digest in digests.items() if name not in touched}
-    known |= {name: contents[name].sha256 for name in fetched}
+    fetched = download(api, ref, commit, manifest.files, repo_type, listed)
+    known = {name: digest for name, digest in digests.items() if name not in touched} | fetched
     try:
         signer = check_signature(folder, keys, require_signed=require_signed, known=known)
     except SignatureError:
         _blame_hub(folder)
         raise
     if touched or not digests:
-        write_record(record, folder, heads | {name: content.sha256 for name, content in contents.items()})
+        write_record(record, folder, heads | {name: it.sha256 for name, it in manifest.files.items()})
     return folder, signer
 
 
 def _take_heads(
     api: HfApi, ref: Ref, commit: str, repo_type: RepoType, known: dict[str, str]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], dict[str, HubFile] | None]:
     """Bring the manifest and the signature, which nothing else vouches for, as the commit lists them.
 
-    Returns the sha256 of each that it has; ``known`` is that from an earlier check, and the Hub is then asked
-    for no listing. Raises SignatureError when the cache shows another, or one that the commit has not.
+    Returns the sha256 of each that it has, and the commit's listing; ``known`` is the former from an earlier
+    check, and the Hub is then asked for no listing. Raises SignatureError when the cache shows another, or
+    one that the commit has not.
     """
     folder = snapshot_folder(ref, commit, repo_type)
+    listed = None
     if known:
         wanted = known
         download(api, ref, commit, wanted, repo_type)
@@ -146,7 +152,7 @@ def _take_heads(
         listed = list_files(api, ref, commit, repo_type)
         if MANIFEST_NAME not in listed:
             raise _no_release(ref)
-        download(api, ref, commit, [name for name in _HEADS if name in listed], repo_type)
+        download(api, ref, commit, [name for name in _HEADS if name in listed], repo_type, listed)
         same = {name: listed[name].is_content_of(folder / name) for name in _HEADS if name in listed}
         wanted = {name: sha256_file(folder / name) for name in same}
     for name in _HEADS:
@@ -155,7 +161,7 @@ def _take_heads(
                 f"{folder / name} is not what the Hub holds at {commit[:12]}: it was written here since",
                 f"copy what you need of that folder, remove it ({folder}), and pull again",
             )
-    return wanted
+    return wanted, listed
 
 
 def _no_release(ref: Ref) -> ManifestError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import HubError
 from adapterhub.hub.client import RepoType, hub_errors, repo_cache
-from adapterhub.hub.downloads import LARGE, Content, check_space, download_large, missing_bytes
+from adapterhub.hub.contents import Content
+from adapterhub.hub.downloads import Progress, check_space, download_contents, missing_bytes
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref
 from adapterhub.packaging.files import check_relative_path, sha256_file
@@ -34,6 +34,11 @@ class HubFile:
     one."""
     sha256: str | None
     """Of the content, for the large files that git does not hold itself."""
+
+    @property
+    def content(self) -> Content:
+        """What it must turn out to be when it is fetched."""
+        return Content(self.size, self.sha256, None if self.sha256 is not None else self.blob)
 
     def is_content_of(self, path: Path) -> bool:
         """Whether the file at ``path`` has this content, by size, then by digest."""
@@ -77,33 +82,29 @@ def download(
     commit: str,
     names: Iterable[str],
     repo_type: RepoType = "model",
-    contents: Mapping[str, Content] | None = None,
-) -> set[str]:
+    listed: Mapping[str, HubFile] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, str]:
     """Bring ``names`` of a commit into the cache, those that are not there yet, as `snapshot_folder` shows.
 
-    Asks the Hub nothing when all are there. ``contents`` is what is known of them: by it the disk's space is
-    checked before, and large files are downloaded so that a later run goes on where this one was cut off; the
-    names of those, whose sha256 was checked, are returned. A name that the commit has not is left out. Raises
-    AdapterHubError for a disk that is too small, OSError for a full one, RefError, AuthError, HubError.
+    Asks the Hub nothing when all are there. ``listed`` is the commit's listing, if that is known already.
+    Every file is checked by its digest before it gets its name; a later run goes on where one was cut off.
+    A name that the commit has not is left out. Returns the sha256 of the files that were fetched, by name.
+    Raises AdapterHubError for a disk that is too small, OSError for a full one, RefError, AuthError,
+    HubError.
     """
     cache = repo_cache(ref.repo, repo_type)
     folder = snapshot_folder(ref, commit, repo_type)
     missing = [name for name in names if not (folder / name).is_file()]
-    known = {name: contents[name] for name in missing if contents and name in contents}
-    if known:
-        check_space(cache, sum(missing_bytes(cache, content) for content in known.values()))
-    large = {name: content for name, content in known.items() if content.size > LARGE}
-    checked = download_large(api, ref, commit, large, repo_type) if large else set()
-    small = [name for name in missing if name not in large]
-    if small:
-        with hub_errors(api, ref):
-            api.snapshot_download(
-                ref.repo,
-                repo_type=repo_type,
-                revision=commit,
-                allow_patterns=[glob.escape(name) for name in small],
-            )
-    return checked
+    if not missing:
+        return {}
+    if listed is None:
+        listed = list_files(api, ref, commit, repo_type)
+    contents = {name: listed[name].content for name in missing if name in listed}
+    if not contents:
+        return {}
+    check_space(cache, sum(missing_bytes(cache, content) for content in contents.values()))
+    return download_contents(api, ref, commit, contents, repo_type, progress)
 
 
 def snapshot_folder(ref: Ref, commit: str, repo_type: RepoType = "model") -> Path:
@@ -141,21 +142,16 @@ def fetch(
     else:
         listed = list_files(api, ref, commit, repo_type)
         chosen, touched = choose(listed), list(listed)
-        contents = {
-            name: Content(file.sha256, file.size)
-            for name in chosen
-            if (file := listed[name]).sha256 is not None
-        }
-        checked = download(api, ref, commit, chosen, repo_type, contents)
-        digests = {name: _check(folder / name, listed[name], name in checked) for name in chosen}
+        fetched = download(api, ref, commit, chosen, repo_type, listed)
+        digests = {name: fetched.get(name) or _check(folder / name, listed[name]) for name in chosen}
     if touched:
         write_record(record, folder, digests)
     return Snapshot(folder, commit, digests)
 
 
-def _check(path: Path, listed: HubFile, is_checked: bool) -> str:
-    """The sha256 of a file that was downloaded, found to be what the Hub lists."""
-    if not path.is_file() or not (is_checked or listed.is_content_of(path)):
+def _check(path: Path, listed: HubFile) -> str:
+    """The sha256 of a file that was in the cache, found to be what the Hub lists."""
+    if not path.is_file() or not listed.is_content_of(path):
         raise _damaged(path)
     return listed.sha256 or sha256_file(path)
 
