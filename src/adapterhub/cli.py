@@ -76,7 +76,7 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (the table is in ``adapterhub.errors``).
 
-    Data goes to stdout, words to stderr. An interrupt exits 130, a SIGTERM 143. Set ``ADAPTERHUB_TRACEBACK=1``
+    Data goes to stdout, words to stderr. An interrupt exits 130, SIGTERM 143. Set ``ADAPTERHUB_TRACEBACK=1``
     to see where an error came from.
     """
     if "_ADAPTERHUB_COMPLETE" in os.environ:
