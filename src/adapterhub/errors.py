@@ -7,7 +7,8 @@
     │  └─ DataError            2   a row or a file of training or evaluation data
     ├─ ReleaseError            3   a release folder that cannot be used
     │  ├─ ManifestError        3   adapterhub.json is missing, malformed or breaks its schema
-    │  ├─ VersionError         3   not a semantic version, or one that would move or be reused
+    │  ├─ VersionError         3   not a semantic version, or one that would move, be reused or go back
+    │  ├─ LockError            3   adapterhub.lock is missing, malformed, or does not hold what is asked for
     │  └─ BaseMismatchError    3   the base model is not the one the adapter was trained on
     ├─ SignatureError          4   tampered with, unsigned where a signature is required, or not trusted
     ├─ HubError                5   the Hub refused, failed or could not be reached
@@ -68,7 +69,11 @@ class ManifestError(ReleaseError):
 
 
 class VersionError(ReleaseError):
-    """Not a semantic version, or one that would be moved or reused."""
+    """Not a semantic version, or one that would be moved or reused, or go back."""
+
+
+class LockError(ReleaseError):
+    """adapterhub.lock is missing, malformed, or does not hold what is asked for."""
 
 
 class BaseMismatchError(ReleaseError):

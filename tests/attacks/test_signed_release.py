@@ -13,7 +13,8 @@ import pytest
 from adapterhub.errors import AdapterHubError, ManifestError, SignatureError
 from adapterhub.packaging.files import sha256_file
 from adapterhub.packaging.keys import KeyPair, generate_key
-from adapterhub.packaging.signing import sign_release, verify_signature
+from adapterhub.packaging.signing import sign_release
+from adapterhub.packaging.verification import verify_signature
 
 Attack = Callable[[Path, KeyPair], None]
 

@@ -15,7 +15,8 @@ import pytest
 from adapterhub.errors import ManifestError, SignatureError
 from adapterhub.packaging.keys import KeyPair, generate_key
 from adapterhub.packaging.release import Release
-from adapterhub.packaging.signing import sign_release, verify_signature
+from adapterhub.packaging.signing import sign_release
+from adapterhub.packaging.verification import verify_signature
 
 RunCli = Callable[..., tuple[int, str, str]]
 
@@ -37,19 +38,19 @@ def stock(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_was_signed_verifies(signed: Path, pair: KeyPair) -> None:
-    assert verify_signature(signed, [pair.public]).fingerprint == pair.fingerprint
+    assert verify_signature(signed, [pair.public]).signer.fingerprint == pair.fingerprint
     Release.open(signed).check_files()
 
 
 def test_the_right_key_is_found_among_several(signed: Path, pair: KeyPair, tmp_path: Path) -> None:
     others = [generate_key(tmp_path / name).public for name in ("a", "b")]
-    assert verify_signature(signed, [*others, pair.public]).key == pair.public
+    assert verify_signature(signed, [*others, pair.public]).signer.source == pair.public
 
 
 def test_signing_again_replaces_the_signature(signed: Path, tmp_path: Path) -> None:
     other = generate_key(tmp_path / "other")
     sign_release(signed, other.private)
-    assert verify_signature(signed, [other.public]).fingerprint == other.fingerprint
+    assert verify_signature(signed, [other.public]).signer.fingerprint == other.fingerprint
 
 
 def test_the_stock_tool_accepts_ours(signed: Path, pair: KeyPair) -> None:
@@ -63,7 +64,7 @@ def test_ours_accepts_the_stock_tools(tiny_release: Path, pair: KeyPair) -> None
     signature = tiny_release / "model.sig"
     made = stock("sign", "key", tiny_release, "--signature", signature, "--private_key", pair.private)
     assert made.returncode == 0, made.stderr
-    assert verify_signature(tiny_release, [pair.public]).fingerprint == pair.fingerprint
+    assert verify_signature(tiny_release, [pair.public]).signer.fingerprint == pair.fingerprint
 
 
 def test_a_stock_signature_that_leaves_a_file_out_is_refused(tiny_release: Path, pair: KeyPair) -> None:
@@ -84,7 +85,7 @@ def test_a_hub_cache_snapshot_verifies(signed: Path, pair: KeyPair, tmp_path: Pa
     for number, file in enumerate(sorted(signed.iterdir())):
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(os.path.relpath(blobs / str(number), snapshot))
-    assert verify_signature(snapshot, [pair.public]).fingerprint == pair.fingerprint
+    assert verify_signature(snapshot, [pair.public]).signer.fingerprint == pair.fingerprint
 
 
 def test_a_changed_file_is_not_signed_either(tiny_release: Path, pair: KeyPair) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from adapterhub.errors import BaseMismatchError, ReleaseError
+from adapterhub.errors import AdapterHubError, BaseMismatchError, ReleaseError
+from adapterhub.packaging.digests import hash_files
 from adapterhub.packaging.files import sha256_file
-from adapterhub.packaging.manifest import BaseLock, Quantization
+from adapterhub.packaging.manifest import BaseLock, BaseMismatch, Quantization
 
 WEIGHT_SUFFIX = ".safetensors"
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.json"
+_SHOWN = 4
+"""Differing weight files that are named."""
 _MOST_OF_A_CARD = 256 * 1024  # bytes; front matter stands at the top
 
 
@@ -60,15 +66,17 @@ def lock_base(
     """The lock of the base in ``folder``.
 
     ``weights`` are digests known already (the Hub's listing); without them each file is read and hashed.
-    ``chat_template`` is the template's text as the base's tokenizer has it. Raises ReleaseError when
-    config.json or the weights are missing.
+    ``chat_template`` is the template's text as the base's tokenizer has it; without it, it is read. Raises
+    ReleaseError when config.json or the weights are missing.
     """
-    config = folder / "config.json"
+    config = folder / CONFIG_NAME
     if not config.is_file():
-        raise ReleaseError(f"{folder} holds no config.json", "name the folder of a transformers checkpoint")
+        raise ReleaseError(f"{folder} holds no {CONFIG_NAME}", "name the folder of a transformers checkpoint")
     if weights is None:
-        weights = {path.name: sha256_file(path) for path in weight_files(folder)}
-    tokenizer = folder / "tokenizer.json"
+        weights = hash_weights(folder)
+    if chat_template is None:
+        chat_template = read_template(folder)
+    tokenizer = folder / TOKENIZER_NAME
     return BaseLock(
         name=name,
         revision=revision,
@@ -84,37 +92,121 @@ def lock_base(
     )
 
 
-def check_base(expected: BaseLock, folder: Path, weights: Mapping[str, str] | None = None) -> None:
-    """Raise BaseMismatchError unless ``folder`` holds the weights and the configuration of ``expected``.
+def check_base(
+    expected: BaseLock,
+    folder: Path,
+    weights: Mapping[str, str] | None = None,
+    *,
+    allow_mismatch: str | None = None,
+) -> BaseMismatch | None:
+    """Raise BaseMismatchError, naming all that differs, unless ``folder`` holds the base of ``expected``.
 
     ``weights`` are the sha256 of its weight files where known already; without them each file is hashed.
+    ``allow_mismatch`` is why another base will do, in words: what differs is returned with that reason then,
+    to be recorded. Returns None when nothing differs. Raises AdapterHubError for a reason without words.
     """
-    found = (
-        weights if weights is not None else {path.name: sha256_file(path) for path in weight_files(folder)}
-    )
-    differing = sorted(
-        name
-        for name in expected.weights.keys() | found.keys()
-        if expected.weights.get(name) != found.get(name)
-    )
-    if base_digest(found) != expected.digest:
-        raise BaseMismatchError(
-            f"the base in {folder} is not {expected.name} as trained on: {', '.join(differing[:3])} "
-            f"(base digest {base_digest(found)[:12]}…, expected {expected.digest[:12]}…)",
-            f"load it on {expected.name}" + (f" at commit {expected.revision}" if expected.revision else ""),
+    check_reason(allow_mismatch)
+    found = weights if weights is not None else hash_weights(folder)
+    differs = find_differences(expected, folder, found)
+    if not differs:
+        return None
+    if allow_mismatch is not None:
+        return BaseMismatch(
+            reason=" ".join(allow_mismatch.split()),
+            differs=differs,
+            digest=base_digest(found),
+            folder=folder.name,
         )
-    check_config(expected, folder)
+    raise BaseMismatchError(
+        f"the base in {folder} is not {expected.name} as trained on: {'; '.join(differs)}",
+        f"load it on {expected.name}"
+        + (f" at commit {expected.revision}" if expected.revision else "")
+        + ", or say why another base will do: --allow-base-mismatch REASON",
+    )
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise AdapterHubError for a reason to allow another base that says nothing."""
+    if reason is not None and not reason.strip():
+        raise AdapterHubError(
+            "the reason to allow another base is empty", "say in words why another one will do"
+        )
+
+
+def find_differences(expected: BaseLock, folder: Path, weights: Mapping[str, str]) -> tuple[str, ...]:
+    """What of the base in ``folder`` is not as ``expected`` has it, in words; ``weights`` are its digests.
+
+    A tokenizer or chat template that the folder lacks is no difference, for a release brings its own; nor is
+    one that was not locked.
+    """
+    differs = [
+        f"{name} {_other(expected.weights.get(name), weights.get(name))}"
+        for name in sorted(expected.weights.keys() | weights.keys())
+        if expected.weights.get(name) != weights.get(name)
+    ]
+    if len(differs) > _SHOWN:
+        differs[_SHOWN:] = [f"{len(differs) - _SHOWN} more weight files"]
+    if not differs and base_digest(weights) != expected.digest:
+        differs.append("base digest " + _other(expected.digest, base_digest(weights)))
+    config, tokenizer, template = folder / CONFIG_NAME, folder / TOKENIZER_NAME, read_template(folder)
+    found = sha256_file(config) if config.is_file() else None
+    if found != expected.config_sha256:
+        differs.append(f"{CONFIG_NAME} {_other(expected.config_sha256, found)}")
+    if expected.tokenizer_sha256 is not None and tokenizer.is_file():
+        found = sha256_file(tokenizer)
+        if found != expected.tokenizer_sha256:
+            differs.append(f"{TOKENIZER_NAME} {_other(expected.tokenizer_sha256, found)}")
+    if expected.chat_template_sha256 is not None and template is not None:
+        found = sha256(template.encode()).hexdigest()
+        if found != expected.chat_template_sha256:
+            differs.append(f"chat template {_other(expected.chat_template_sha256, found)}")
+    return tuple(differs)
+
+
+def read_template(folder: Path) -> str | None:
+    """The chat template that transformers would find in ``folder``; None without one, or without a default.
+
+    A file ``chat_template.jinja`` goes before what tokenizer_config.json holds. Raises ReleaseError when
+    that file cannot be read as text or JSON.
+    """
+    try:
+        file = folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        settings = folder / "tokenizer_config.json"
+        held = json.loads(settings.read_bytes()).get("chat_template") if settings.is_file() else None
+        if isinstance(held, list):
+            held = {entry["name"]: entry["template"] for entry in held}.get("default")
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as err:
+        raise ReleaseError(
+            f"the chat template in {folder} cannot be read: {err}", "take the base from its source again"
+        ) from err
+    return held if isinstance(held, str) else None
+
+
+def hash_weights(folder: Path) -> dict[str, str]:
+    """The sha256 of each weight file by its name; see ``digests.hash_files``. Raises ReleaseError."""
+    return {path.name: digest for path, digest in hash_files(weight_files(folder)).items()}
 
 
 def check_config(expected: BaseLock, folder: Path) -> None:
     """Raise BaseMismatchError unless config.json in ``folder`` is the one that ``expected`` names."""
-    config = folder / "config.json"
+    config = folder / CONFIG_NAME
     if not config.is_file() or sha256_file(config) != expected.config_sha256:
         raise BaseMismatchError(
-            f"the base in {folder} is not {expected.name} as trained on: config.json differs",
-            f"take config.json from {expected.name}"
+            f"the base in {folder} is not {expected.name} as trained on: {CONFIG_NAME} differs",
+            f"take {CONFIG_NAME} from {expected.name}"
             + (f" at commit {expected.revision}" if expected.revision else ""),
         )
+
+
+def _other(expected: str | None, found: str | None) -> str:
+    """``differs (sha256 12ab…, expected 34cd…)``, or that it is missing or new."""
+    if found is None:
+        return "is missing"
+    if expected is None:
+        return f"is new (sha256 {found[:12]}…)"
+    return f"differs (sha256 {found[:12]}…, expected {expected[:12]}…)"
 
 
 def _licence_in(card: Path) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from adapterhub.errors import ReleaseError
 
 MANIFEST_NAME = "adapterhub.json"
 _MAX_PATH_CHARS = 512
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -86,6 +89,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of files in ``folder`` by name, hashed in parallel: one thread a processor core.
+
+    Raises OSError when one cannot be read.
+    """
+    wanted, cores = (
+        list(names),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
+    by_size = sorted(wanted, key=lambda name: (folder / name).stat().st_size, reverse=True)  # long ones first
+    with ThreadPoolExecutor(max_workers=cores) as pool:
+        digests = dict(zip(by_size, pool.map(lambda name: sha256_file(folder / name), by_size), strict=True))
+    return {name: digests[name] for name in wanted}
+
+
 def check_relative_path(path: str) -> str:
     """Return ``path`` if it is a plain relative POSIX path inside a folder; else raise ValueError saying why.
 
@@ -117,6 +135,16 @@ def list_files(folder: Path) -> list[str]:
     for root, _dirs, names in os.walk(folder, onerror=refuse):
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
+
+
+def cached_ref(folder: Path) -> str | None:
+    """``owner/name@commit`` for a folder of the Hugging Face cache, None for any other."""
+    parts = folder.resolve().parts
+    for repo, middle, commit in zip(parts, parts[1:], parts[2:], strict=False):
+        kind, _, name = repo.partition("--")
+        if kind in ("models", "datasets") and middle == "snapshots" and _COMMIT.fullmatch(commit):
+            return f"{name.replace('--', '/')}@{commit}"
+    return None
 
 
 def fsync_folder(folder: Path) -> None:

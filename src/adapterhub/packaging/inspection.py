@@ -20,7 +20,7 @@ from adapterhub.packaging.evidence import (
 )
 from adapterhub.packaging.files import list_files
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
-from adapterhub.packaging.release import NOT_LISTED, Release
+from adapterhub.packaging.release import Release, is_unlisted
 from adapterhub.packaging.tensors import read_header
 
 _WEIGHT_SUFFIX = ".safetensors"
@@ -165,8 +165,7 @@ def _listed(folder: Path, manifest: Manifest) -> tuple[FileFacts, ...]:
         if path.is_file():
             state = "as listed" if path.stat().st_size == entry.size else "other size"
         facts.append(FileFacts(name, entry.size, entry.sha256, state))
-    known = {*manifest.files, *NOT_LISTED}
-    others = (name for name in list_files(folder) if name not in known)
+    others = (name for name in list_files(folder) if name not in manifest.files and not is_unlisted(name))
     return (*facts, *_sized(folder, others, "not listed"))
 
 

@@ -56,7 +56,7 @@ def generate_key(folder: Path, password: str | None = None) -> KeyPair:
     folder.mkdir(parents=True, exist_ok=True)
     _create(private, secret, 0o600)
     try:
-        _create(public, _public_pem(key.public_key()), 0o644)
+        _create(public, public_pem(key.public_key()), 0o644)
     except BaseException:
         private.unlink(missing_ok=True)
         raise
@@ -66,21 +66,28 @@ def generate_key(folder: Path, password: str | None = None) -> KeyPair:
 
 def read_public_key(path: Path) -> EllipticCurvePublicKey:
     """Read a PEM public key on P-256, P-384 or P-521. Raises SignatureError for anything else."""
+    return parse_public_key(_read_pem(path), str(path))
+
+
+def parse_public_key(data: bytes, where: str) -> EllipticCurvePublicKey:
+    """A PEM public key on P-256, P-384 or P-521; ``where`` names it in errors.
+
+    Raises SignatureError for anything else.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    data = _read_pem(path)
     if b"PRIVATE KEY-----" in data:
-        raise SignatureError(f"{path} is a private key", f"verify with the public one ({PUBLIC_NAME})")
+        raise SignatureError(f"{where} is a private key", f"verify with the public one ({PUBLIC_NAME})")
     try:
         key = serialization.load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as err:
         raise SignatureError(
-            f"{path} is not a public key in PEM form", f"name an {PUBLIC_NAME} file"
+            f"{where} is not a public key in PEM form", f"name an {PUBLIC_NAME} file"
         ) from err
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _CURVES:
-        raise SignatureError(f"{path} is no elliptic-curve key on P-256, P-384 or P-521", _NEW_KEY)
+        raise SignatureError(f"{where} is no elliptic-curve key on P-256, P-384 or P-521", _NEW_KEY)
     return key
 
 
@@ -125,13 +132,18 @@ def fingerprint(public: Path) -> str:
 
     Raises SignatureError when ``public`` holds no usable public key.
     """
-    return sha256(_public_pem(read_public_key(public))).hexdigest()
+    return sha256(public_pem(read_public_key(public))).hexdigest()
+
+
+def config_folder() -> Path:
+    """Where the user's keys and trust lie: ``$XDG_CONFIG_HOME/adapterhub`` (``~/.config``)."""
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(config) / "adapterhub"
 
 
 def trusted_folder() -> Path:
-    """Where the user's trusted keys lie: ``$XDG_CONFIG_HOME/adapterhub/trusted-keys`` (``~/.config``)."""
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(config) / "adapterhub" / "trusted-keys"
+    """Where the keys lie that the user trusts, whatever they sign: ``trusted-keys`` in ``config_folder``."""
+    return config_folder() / "trusted-keys"
 
 
 def trusted_keys() -> list[Path]:
@@ -161,11 +173,12 @@ def trust_key(public: Path) -> Path:
     """
     target = trusted_folder() / f"{fingerprint(public)}.pub"
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomic(target, _public_pem(read_public_key(public)))
+    write_atomic(target, public_pem(read_public_key(public)))
     return target
 
 
-def _public_pem(key: EllipticCurvePublicKey) -> bytes:
+def public_pem(key: EllipticCurvePublicKey) -> bytes:
+    """The PEM form of a public key, whose sha256 is its fingerprint."""
     from cryptography.hazmat.primitives import serialization
 
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -12,10 +12,11 @@ from packaging.version import Version as PyPIVersion
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapterhub.errors import ManifestError, VersionError
+from adapterhub.packaging.bundles import SIGNATURE_NAME as SIGNATURE_NAME
+from adapterhub.packaging.bundles import is_signature
 from adapterhub.packaging.files import MANIFEST_NAME as MANIFEST_NAME
 from adapterhub.packaging.files import check_relative_path
 
-SIGNATURE_NAME = "model.sig"
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
@@ -67,6 +68,19 @@ class BaseLock(Frozen):
     """None when the base was not quantized."""
     licence: str | None = None
     """As the base's own card names it; None when it has no card, or that names none."""
+
+
+class BaseMismatch(Frozen):
+    """Another base than the locked one, used because somebody said why it will do."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+    """In that person's words, one line."""
+    differs: tuple[str, ...]
+    """What is not as the lock has it, each in words."""
+    digest: Sha256
+    """The base digest that was found."""
+    folder: str
+    """The name of the base's folder."""
 
 
 class DatasetLock(Frozen):
@@ -182,8 +196,8 @@ class Manifest(Frozen):
     @field_validator("files")
     @classmethod
     def _does_not_list_itself(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in (MANIFEST_NAME, SIGNATURE_NAME):
-            if name in value:
+        for name in value:
+            if name == MANIFEST_NAME or is_signature(name):
                 raise ValueError(f"{name} cannot list itself")
         folded: dict[str, str] = {}
         for name in value:

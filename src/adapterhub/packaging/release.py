@@ -9,11 +9,17 @@ from hashlib import sha256
 from pathlib import Path
 
 from adapterhub.errors import ReleaseError, SignatureError
-from adapterhub.packaging.files import list_files, sha256_file, staged_folder, write_atomic
+from adapterhub.packaging.bundles import is_signature
+from adapterhub.packaging.files import list_files, sha256_file, sha256_files, staged_folder, write_atomic
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 
-NOT_LISTED = (MANIFEST_NAME, SIGNATURE_NAME, ".gitattributes")
-"""What a release holds without listing it. The Hub puts .gitattributes into every repository."""
+
+def is_unlisted(name: str) -> bool:
+    """Whether a release holds ``name`` without listing it: the manifest, the signatures, .gitattributes.
+
+    The Hub puts the last into every repository.
+    """
+    return name in (MANIFEST_NAME, ".gitattributes") or is_signature(name)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Release:
     def check_files(
         self, only: Iterable[str] | None = None, *, known: Mapping[str, str] | None = None
     ) -> None:
-        """Compare every file (or those in ``only``) with the manifest, by size, then by sha256.
+        """Compare every file (or those in ``only``) with the manifest, by size, then by sha256 on all cores.
 
         ``known`` is the sha256 of files that the caller has just hashed: they are not read again. Raises
         SignatureError for a file that is missing, changed, or in the folder without being listed.
@@ -57,27 +63,33 @@ class Release:
         listed = self.manifest.files
         if only is None:
             unlisted = [
-                name for name in list_files(self.path) if name not in listed and name not in NOT_LISTED
+                name for name in list_files(self.path) if name not in listed and not is_unlisted(name)
             ]
             if unlisted:
                 raise SignatureError(
                     f"{self.path} holds what {MANIFEST_NAME} does not list: {_some(unlisted)}",
                     "remove what does not belong to the release, or take it from its source again",
                 )
-        for name in sorted(listed if only is None else only):
-            self._check_file(name, listed[name], (known or {}).get(name))
+        names = sorted(listed if only is None else only)
+        for name in names:
+            if not (self.path / name).is_file():
+                what = f"{self.path / name} is listed in {MANIFEST_NAME} but missing"
+                raise SignatureError(what, "take the release again")
+            if (self.path / name).stat().st_size != listed[name].size:
+                raise self._changed(name)
+        digests = dict(known or {})
+        digests |= sha256_files(self.path, [name for name in names if name not in digests])
+        for name in names:
+            if digests[name] != listed[name].sha256:
+                raise self._changed(name)
 
-    def _check_file(self, name: str, entry: FileEntry, known: str | None) -> None:
-        path = self.path / name
-        if not path.is_file():
-            raise SignatureError(f"{path} is listed in {MANIFEST_NAME} but missing", "take the release again")
-        size = path.stat().st_size
-        if size != entry.size or (known or sha256_file(path)) != entry.sha256:
-            raise SignatureError(
-                f"{path} is not the file that {MANIFEST_NAME} lists "
-                f"({entry.size} bytes, sha256 {entry.sha256[:12]}…)",
-                "it was changed or damaged: take the release from its source again",
-            )
+    def _changed(self, name: str) -> SignatureError:
+        entry = self.manifest.files[name]
+        return SignatureError(
+            f"{self.path / name} is not the file that {MANIFEST_NAME} lists "
+            f"({entry.size} bytes, sha256 {entry.sha256[:12]}…)",
+            "it was changed or damaged: take the release from its source again",
+        )
 
     def with_files(self, contents: Mapping[str, bytes]) -> Release:
         """Add or replace files (evidence, cards), rewrite the manifest, each atomically; return the result.

@@ -1,225 +1,195 @@
-"""Signing and verifying a release with OpenSSF Model Signing: one elliptic-curve signature over every file.
+"""Signing a release with OpenSSF Model Signing: with a key, a certificate, a token's key, or Sigstore.
 
-The signature (``model.sig``) is a Sigstore bundle as https://github.com/sigstore/model-transparency makes
-and verifies it: ``model_signing verify key`` accepts ours, and we accept those of ``model_signing sign key``.
+A signature is a Sigstore bundle as https://github.com/sigstore/model-transparency makes and verifies it:
+``model_signing verify`` accepts ours, and we accept those of ``model_signing sign``. The maker's is
+``model.sig``; others (reviewers) add theirs below ``signatures``, and no signature covers another.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import ManifestError, SignatureError
+from adapterhub.errors import AdapterHubError, SignatureError
+from adapterhub.packaging.anchors import Signer, asking_sigstore, certificate_names, parse_certificate
+from adapterhub.packaging.bundles import Bundle, read_bundle, signature_name
 from adapterhub.packaging.files import write_atomic
-from adapterhub.packaging.keys import fingerprint, read_private_key, trusted_keys
-from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
-from adapterhub.packaging.release import Release
+from adapterhub.packaging.keys import read_private_key
+from adapterhub.packaging.statement import known_digests, signed_files
+from adapterhub.packaging.verification import checked_digests
 
-NOT_COVERED = (
-    "how the model behaves, or whether that is safe",
-    "whether the chat template or the training data are safe",
-    "whether the card's statements are true",
-)
-"""What a good signature says nothing about."""
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-_MAX_SIGNATURE_BYTES = 16 * 1024 * 1024
-_RETAKE = "take the release from its source again"
-# Model Signing leaves these out by default, so that a signed folder may live in a git repository.
-_GIT_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
+Configure = Callable[[Any], "EllipticCurvePublicKey | None"]
+"""Gives a ``model_signing.signing.Config`` its signer, and returns the bare key that others verify with."""
 
 
-@dataclass(frozen=True)
-class Signer:
-    """Who signed a release."""
+def sign_release(
+    folder: Path, key: Path, password: str | None = None, *, reviewer: str | None = None
+) -> Signer:
+    """Check every file against the manifest, then sign them all with a key, atomically.
 
-    fingerprint: str
-    """sha256 of the public key's PEM form, 64 hex digits."""
-    key: Path
-    """The key file it was signed or verified with."""
-
-
-def sign_release(folder: Path, key: Path, password: str | None = None) -> Signer:
-    """Check every file against the manifest, then write ``model.sig`` over all of them, atomically.
-
-    ``key`` is a PEM private key (P-256, P-384 or P-521), ``password`` its passphrase. An older signature is
-    replaced. Raises SignatureError when a file is not what the manifest lists, or the key cannot be used.
+    ``key`` is a PEM private key (P-256, P-384 or P-521), ``password`` its passphrase. The signature is
+    ``model.sig``, or ``signatures/<reviewer>.sig``; an older one of that name is replaced. The public key is
+    put into it, so that who takes the release can be shown its fingerprint. Raises SignatureError when a
+    file is not what the manifest lists, or the key cannot be used.
     """
-    from cryptography.hazmat.primitives import serialization
-
     private = read_private_key(key, password)
-    digests = _checked_digests(folder)
+
+    def configure(config: Any) -> EllipticCurvePublicKey:
+        config.use_elliptic_key_signer(
+            private_key=key,
+            password=password.encode() if password else None,  # typed str there, but it wants bytes
+        )
+        return private.public_key()
+
+    return _sign(folder, reviewer, configure, key)
+
+
+def sign_with_certificate(
+    folder: Path,
+    key: Path,
+    certificate: Path,
+    chain: Sequence[Path] = (),
+    password: str | None = None,
+    *,
+    reviewer: str | None = None,
+) -> Signer:
+    """As ``sign_release``, with the X.509 ``certificate`` (PEM) of ``key`` and its issuers' up to the root.
+
+    Raises SignatureError too when the certificate is not the key's, or is no certificate.
+    """
+    private = read_private_key(key, password)
+
+    def configure(config: Any) -> None:
+        from cryptography import x509
+        from model_signing._signing import sign_certificate, sign_ec_key
+
+        class CertificateSigner(sign_certificate.Signer):
+            """model_signing's own opens no key with a passphrase."""
+
+            def __init__(self) -> None:
+                sign_ec_key.Signer.__init__(self, key, password.encode() if password else None)
+                self._signing_certificate = x509.load_pem_x509_certificate(certificate.read_bytes())
+                issuers = b"".join(path.read_bytes() for path in chain)
+                self._trust_chain = x509.load_pem_x509_certificates(issuers) if issuers else []
+
+        try:
+            config._signer = CertificateSigner()
+        except ValueError as err:
+            raise SignatureError(
+                f"{certificate} (or its chain) is no certificate in PEM form", "name the CA's PEM files"
+            ) from err
+        if config._signer._signing_certificate.public_key() != private.public_key():
+            raise SignatureError(
+                f"{certificate} was issued for another key than {key}", "name the certificate of this key"
+            )
+
+    return _sign(folder, reviewer, configure, certificate)
+
+
+def sign_with_token(
+    folder: Path, uri: str, modules: Sequence[Path] = (), *, reviewer: str | None = None
+) -> Signer:
+    """As ``sign_release``, with a key that stays in a PKCS #11 token (a smart card, an HSM).
+
+    ``uri`` is RFC 7512's, like ``pkcs11:token=release;object=signer?pin-value=…``; ``modules`` are folders
+    that hold PKCS #11 modules. Raises SignatureError too when the token, or a key on P-256, P-384 or P-521 in
+    it, cannot be used; AdapterHubError when the ``pkcs11`` extra is not installed.
+    """
+
+    def configure(config: Any) -> EllipticCurvePublicKey:
+        config.use_pkcs11_signer(pkcs11_uri=uri, module_paths=[str(path) for path in modules])
+        public: EllipticCurvePublicKey = config._signer.public_key()
+        return public
+
+    return _sign(folder, reviewer, configure, Path("pkcs11"), _using_token(uri))
+
+
+def sign_with_sigstore(
+    folder: Path, *, identity_token: str | None = None, reviewer: str | None = None
+) -> Signer:
+    """As ``sign_release``, without a key: Sigstore certifies who you are, and logs the signature publicly.
+
+    Who you are is said by ``identity_token`` (an OpenID Connect token), by the CI system this runs in, or in
+    a browser. Raises AdapterHubError when Sigstore cannot be reached or certifies nobody.
+    """
+
+    def configure(config: Any) -> None:
+        config.use_sigstore_signer(use_ambient_credentials=True, identity_token=identity_token)
+
+    return _sign(folder, reviewer, configure, Path("sigstore"), asking_sigstore("sign"))
+
+
+def _sign(
+    folder: Path,
+    reviewer: str | None,
+    configure: Configure,
+    source: Path,
+    guard: AbstractContextManager[None] | None = None,
+) -> Signer:
+    name = signature_name(reviewer)
+    _release, digests = checked_digests(folder)
 
     from model_signing import signing
 
-    config = signing.Config().use_elliptic_key_signer(
-        private_key=key,
-        password=password.encode() if password else None,  # typed str there, but it wants bytes
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / SIGNATURE_NAME
-        config.set_hashing_config(_known(digests)).sign(folder.resolve(), bundle)
-        write_atomic(folder / SIGNATURE_NAME, bundle.read_bytes())
-    public = private.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return Signer(sha256(public).hexdigest(), key)
+        path = Path(scratch) / "bundle"
+        with guard or nullcontext():
+            config = signing.Config()
+            public = configure(config)
+            config.set_hashing_config(known_digests(signed_files(digests)))
+            config.sign(folder.resolve(), path)
+        data = path.read_bytes()
+    if public is not None:
+        data = _with_key(data, public)
+    (folder / name).parent.mkdir(exist_ok=True)
+    write_atomic(folder / name, data)
+    return _described(read_bundle(folder, name), source)
 
 
-def verify_signature(
-    folder: Path, public_keys: Sequence[Path], *, known: Mapping[str, str] | None = None
-) -> Signer:
-    """Check every file against the manifest, then the signature against the files and one of ``public_keys``.
+def _with_key(data: bytes, public: EllipticCurvePublicKey) -> bytes:
+    """A key's bundle with the key itself beside its hint: stock readers skip it, ours can show it."""
+    from cryptography.hazmat.primitives import serialization
 
-    Works on Hub-cache snapshots, whose files are links. Each file is read once; not those in ``known``, whose
-    sha256 the caller has just found. Raises SignatureError when a file was changed, added or removed,
-    when there is no signature, when it is malformed, was made over other files, or by a key that is not among
-    ``public_keys``; ManifestError when ``folder`` is no release.
-    """
-    path = folder / SIGNATURE_NAME
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    content = json.loads(data)
+    content["verificationMaterial"]["publicKey"]["rawBytes"] = base64.b64encode(der).decode()
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _described(bundle: Bundle, source: Path) -> Signer:
+    if bundle.certificate is None:
+        return Signer(bundle.kind, str(bundle.hint), None, source, bundle.name)
+    names = certificate_names(parse_certificate(bundle.certificate, bundle.path))
+    fingerprint = sha256(bundle.certificate).hexdigest()
+    return Signer(bundle.kind, fingerprint, names[0] if names else None, source, bundle.name)
+
+
+@contextmanager
+def _using_token(uri: str) -> Iterator[None]:
+    """Around a PKCS #11 token's use. The URI may hold a PIN: it is never shown."""
     try:
-        digests = _checked_digests(folder, known)
-    except ManifestError as err:
-        if path.is_file() and (folder / MANIFEST_NAME).is_file():
-            raise SignatureError(f"{err.what}, though the release was signed", _RETAKE) from err
-        raise
-    if not path.is_file():
-        raise SignatureError(
-            f"{folder} is not signed: it holds no {SIGNATURE_NAME}", "ask its maker to sign it"
-        )
-    if not public_keys:
-        raise SignatureError(
-            f"no key to check the signature of {folder} with",
-            "name its maker's public key with --key, or put it among your trusted keys",
-        )
-    signer = _claimed_signer(path, public_keys)
-    _verify_bundle(folder, path, signer, digests)
-    return signer
-
-
-def check_signature(
-    folder: Path,
-    keys: Sequence[Path] = (),
-    *,
-    require_signed: bool = False,
-    known: Mapping[str, str] | None = None,
-) -> Signer | None:
-    """Check every file, and the signature as far as it can be checked with ``keys`` and the trusted keys.
-
-    ``known`` is the sha256 of files that the caller has just hashed: they are not read again. Returns who
-    signed it; None when it is unsigned or signed by a stranger, which ``require_signed`` refuses. Raises
-    SignatureError for a changed file always, and for a signature that claims a known key and does not hold.
-    """
-    accepted = [*keys, *trusted_keys()]
-    if not require_signed and _is_by_stranger(folder / SIGNATURE_NAME, accepted):
-        _checked_digests(folder, known)
-        return None
-    return verify_signature(folder, accepted, known=known)
-
-
-def _is_by_stranger(signature: Path, known: Sequence[Path]) -> bool:
-    """Whether there is no signature, or one that none of ``known`` is said to have made."""
-    if not signature.is_file():
-        return True
-    hint = _hint(signature)
-    return hint not in {fingerprint(key) for key in known}
-
-
-def _checked_digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The sha256 of every file of a release but its signature, each found to be what the manifest lists."""
-    release = Release(folder, Manifest.read(folder))
-    manifest = (folder / MANIFEST_NAME).read_bytes()
-    if Manifest.from_bytes(manifest, str(folder / MANIFEST_NAME)) != release.manifest:
-        raise SignatureError(f"{folder / MANIFEST_NAME} changed while it was read", "do it again")
-    release.check_files(known=known)
-    digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
-    digests[MANIFEST_NAME] = sha256(manifest).hexdigest()
-    return digests
-
-
-def _known(digests: Mapping[str, str]) -> Any:
-    """A model_signing hashing configuration that takes ``digests`` as they are: no file is hashed twice."""
-    from model_signing import hashing, manifest
-    from model_signing._hashing.hashing import Digest  # the public API has no name for it
-
-    files = manifest.SerializationType.from_args(
-        {
-            "method": "files",
-            "hash_type": "sha256",
-            "allow_symlinks": True,
-            "ignore_paths": [SIGNATURE_NAME, *_GIT_PATHS],
-        }
-    )
-
-    class KnownDigests(hashing.Config):
-        def hash(self, model_path: Any, *, files_to_hash: Any = None) -> Any:
-            items = [
-                files.new_item(name, Digest("sha256", bytes.fromhex(digest)))
-                for name, digest in digests.items()
-                if name.split("/")[0] not in _GIT_PATHS
-            ]
-            return manifest.Manifest(Path(model_path).name, items, files)
-
-    return KnownDigests()
-
-
-def _claimed_signer(path: Path, public_keys: Sequence[Path]) -> Signer:
-    """The one of ``public_keys`` that the signature says it was made with; nothing is proven yet."""
-    hint = _hint(path)
-    candidates = {fingerprint(key): key for key in public_keys}
-    if hint in candidates:
-        return Signer(hint, candidates[hint])
-    raise SignatureError(
-        f"{path} was made with the key {hint[:16]}…, none of the {len(candidates)} keys trusted here",
-        "if you know that key's owner, name the public key with --key",
-    )
-
-
-def _hint(path: Path) -> str:
-    """The fingerprint of the key that a signature bundle claims to be made with."""
-    malformed = SignatureError(f"{path} is not a signature bundle", _RETAKE)
-    if path.stat().st_size > _MAX_SIGNATURE_BYTES:
-        raise malformed
-    try:
-        material = json.loads(path.read_bytes())["verificationMaterial"]
-        if not isinstance(material, dict):
-            raise malformed
-        if "publicKey" not in material:
-            raise SignatureError(
-                f"{path} was made with a certificate, not with a key", "verify it with `model_signing verify`"
-            )
-        hint = material["publicKey"].get("hint")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-        raise malformed from err
-    if not isinstance(hint, str) or not hint.isalnum():
-        raise SignatureError(f"{path} does not say which key made it", "ask its maker to sign it again")
-    return hint
-
-
-def _verify_bundle(folder: Path, path: Path, signer: Signer, digests: Mapping[str, str]) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from model_signing import verifying
-
-    config = verifying.Config().use_elliptic_key_verifier(public_key=signer.key)
-    config.set_hashing_config(_known(digests))
-    try:
-        config.verify(folder, path)
-    except InvalidSignature as err:
-        raise SignatureError(
-            f"{path} does not hold: altered, or not made with the key {signer.fingerprint[:16]}…",
-            _RETAKE,
+        yield
+    except RuntimeError as err:
+        if "extra" not in str(err):
+            raise
+        raise AdapterHubError(
+            "signing with a PKCS #11 token needs packages that are not installed",
+            "pip install 'adapterhub[pkcs11]'",
         ) from err
-    except ValueError as err:
-        why = "was made over other files" if str(err).startswith("Signature mismatch") else "is malformed"
-        raise SignatureError(f"{path} {why}: {_one_line(err)}", _RETAKE) from err
-    except Exception as err:  # the library lets KeyError, TypeError and its models' errors through
-        raise SignatureError(f"{path} is malformed: {type(err).__name__}", _RETAKE) from err
-
-
-def _one_line(err: Exception, limit: int = 240) -> str:
-    text = " ".join(str(err).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    except Exception as err:  # the library's, the URI parser's and the module's own
+        told = " ".join(str(err).replace(uri, "the URI").split())
+        told = re.sub(r"pin-value=[^;&?\s]*", "pin-value=…", told)[:200]
+        raise SignatureError(
+            f"the PKCS #11 token cannot be used: {type(err).__name__}: {told}",
+            "check the URI, the PIN, and the folder of the module",
+        ) from err

@@ -1,4 +1,4 @@
-"""Writing a planned checkpoint whole: shards, what lies beside them, the manifest; a killed run is resumed."""
+"""Writing a planned checkpoint whole: shards, their companions, the manifest; a killed run is resumed."""
 
 from __future__ import annotations
 

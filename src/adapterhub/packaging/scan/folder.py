@@ -11,7 +11,7 @@ from adapterhub.errors import ManifestError, SignatureError
 from adapterhub.packaging.adapter import CONFIG_NAME
 from adapterhub.packaging.files import check_relative_path
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
-from adapterhub.packaging.release import NOT_LISTED, Release
+from adapterhub.packaging.release import Release, is_unlisted
 from adapterhub.packaging.scan.findings import Finding, quote
 from adapterhub.packaging.scan.pickles import SUFFIXES, looks_like_pickle, read_pickle
 
@@ -90,7 +90,7 @@ def scan_listing(folder: Path, entries: list[str], *, contents: bool) -> Iterato
         yield Finding("high", "manifest", quote(err.what), MANIFEST_NAME, err.fix)
         return
     for name in entries:
-        if name not in manifest.files and name not in NOT_LISTED:
+        if name not in manifest.files and not is_unlisted(name):
             fix = "remove what does not belong to the release"
             yield Finding("high", "not-listed", f"{MANIFEST_NAME} does not list it", quote(name), fix)
     if contents:
