@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import AdapterHubError, BaseMismatchError, ReleaseError, SignatureError, load_adapter
+from adapterhub.errors import AdapterHubWarning
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -80,9 +81,12 @@ def test_a_base_with_another_digest_is_refused_unless_the_caller_says_so(
     tensors = load_file(other / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + torch.tensor(1.0)
     save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BaseMismatchError, match="is not tiny-llama as trained on"):
+    with pytest.raises(BaseMismatchError, match=r"tiny-llama as trained on: model\.safetensors differs"):
         load_adapter(tiny_release, base=other)
-    load_adapter(tiny_release, base=other, any_base=True)
+    with pytest.raises(AdapterHubError, match="reason to allow another base is empty"):
+        load_adapter(tiny_release, base=other, allow_base_mismatch=" ")
+    with pytest.warns(AdapterHubWarning, match=r"model\.safetensors differs.*because: its norm was mended"):
+        load_adapter(tiny_release, base=other, allow_base_mismatch="its norm was mended")
 
 
 def test_a_release_of_a_local_base_asks_for_its_folder(tiny_release: Path) -> None:

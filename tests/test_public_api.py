@@ -18,6 +18,7 @@ NAMES = [
     "ConflictError",
     "DataError",
     "HubError",
+    "LockError",
     "ManifestError",
     "Recipe",
     "RecipeError",

@@ -30,12 +30,17 @@ COMMANDS = {
     "keygen": "adapterhub.commands.signing",
     "sign": "adapterhub.commands.signing",
     "verify": "adapterhub.commands.signing",
+    "trust": "adapterhub.commands.trust",
     "scan": "adapterhub.commands.scanning",
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
     "fidelity": "adapterhub.commands.fidelity",
+    "diff": "adapterhub.commands.differences",
+    "log": "adapterhub.commands.versions",
+    "bump": "adapterhub.commands.versions",
     "push": "adapterhub.commands.sync",
     "pull": "adapterhub.commands.sync",
+    "lock": "adapterhub.commands.locking",
     "hub": "adapterhub.commands.server",
 }
 

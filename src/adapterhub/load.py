@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapterhub.errors import AdapterHubError, BaseMismatchError, ReleaseError
-from adapterhub.packaging.base import check_base
-from adapterhub.packaging.manifest import BaseLock
+from adapterhub.errors import (
+    AdapterHubError,
+    AdapterHubWarning,
+    BaseMismatchError,
+    LockError,
+    ReleaseError,
+)
+from adapterhub.packaging.base import check_base, check_reason
+from adapterhub.packaging.manifest import BaseLock, BaseMismatch
 from adapterhub.packaging.release import Release
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Device = Literal["cpu", "cuda"]
+Note = Callable[[BaseMismatch], None]
 
 
 def load_adapter(
@@ -26,7 +33,8 @@ def load_adapter(
     token: str | None = None,
     keys: Path | str | Sequence[Path | str] = (),
     require_signed: bool = False,
-    any_base: bool = False,
+    locked: bool | str | Path = False,
+    allow_base_mismatch: str | None = None,
     device: Device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a released adapter, ready to generate: ``model, tokenizer = load_adapter("owner/name@v0.1.0")``.
@@ -35,17 +43,32 @@ def load_adapter(
     manifest, and a signature that is there must hold. ``require_signed`` refuses what none of your trusted
     keys (or ``keys``, public key files) signed. The base is loaded quantized as it was in training, on
     ``device`` (CUDA when there is one): ``base`` names its folder or Hub repository, by default the commit
-    that the release names. Its digest must be the one trained on, unless ``any_base`` says that another will
-    do. The tokenizer carries the chat template of training, and generation stops at that template's end
-    token.
+    that the release names. Weights, configuration, tokenizer and chat template must be those trained on,
+    unless ``allow_base_mismatch`` says in words why another base will do; an AdapterHubWarning then tells
+    what differs. The tokenizer carries the chat template of training, and generation stops at that template's
+    end token.
 
-    A merged release is loaded by itself. Raises SignatureError, ReleaseError, BaseMismatchError, HubError.
+    ``locked`` takes exactly what a lock file holds for ``ref``: the one it names, or with True the
+    adapterhub.lock beside the running program, else in the current folder.
+
+    A merged release is loaded by itself. Raises SignatureError, LockError, ReleaseError, BaseMismatchError,
+    HubError.
     """
     paths = [Path(key) for key in ((keys,) if isinstance(keys, (str, Path)) else keys)]
-    release = open_release(ref, endpoint=endpoint, token=token, keys=paths, require_signed=require_signed)
+    check_reason(allow_base_mismatch)
+    release = open_release(
+        ref, endpoint=endpoint, token=token, keys=paths, require_signed=require_signed, locked=locked
+    )
     if release.manifest.kind in ("merged", "quantized") and base is not None:
         raise ReleaseError(f"{ref} is a {release.manifest.kind} release: it needs no base", "leave base out")
-    return load_release(release, base, endpoint=endpoint, token=token, any_base=any_base, device=device)
+    return load_release(
+        release,
+        base,
+        endpoint=endpoint,
+        token=token,
+        allow_base_mismatch=allow_base_mismatch,
+        device=device,
+    )
 
 
 def open_release(
@@ -55,12 +78,24 @@ def open_release(
     token: str | None = None,
     keys: Sequence[Path] = (),
     require_signed: bool = False,
+    locked: bool | str | Path = False,
 ) -> Release:
     """The release that ``ref`` names, its files checked; what is no folder here is pulled from the Hub.
 
-    Raises SignatureError when a file differs from the manifest, when a signature does not hold, or when
-    ``require_signed`` finds none by a trusted key; HubError and its kinds as a pull does.
+    ``locked``: see ``load_adapter``. Raises SignatureError when a file differs from the manifest, when a
+    signature does not hold, or when ``require_signed`` finds none by a trusted key; LockError when ``ref`` is
+    not locked, or a folder, which cannot be; HubError and its kinds as a pull does.
     """
+    if locked is not False:
+        from adapterhub.hub.lock import pull_locked
+        from adapterhub.hub.lockfile import find_lock
+
+        if Path(ref).is_dir():
+            raise LockError(f"{ref} is a folder, and a lock holds releases of a Hub", "leave locked out")
+        path = find_lock(locked)
+        return pull_locked(
+            str(ref), path, endpoint=endpoint, token=token, keys=keys, require_signed=require_signed
+        ).release
     if not Path(ref).is_dir():
         from adapterhub.hub.pull import pull
         from adapterhub.hub.refs import looks_like_path
@@ -70,10 +105,9 @@ def open_release(
 
         pulled = pull(str(ref), endpoint=endpoint, token=token, keys=keys, require_signed=require_signed)
         return pulled.release
-    from adapterhub.packaging.signing import check_signature
+    from adapterhub.packaging.verification import check_release
 
-    check_signature(Path(ref), keys, require_signed=require_signed)
-    return Release.open(ref)
+    return check_release(Path(ref), keys, require_signed=require_signed).release
 
 
 def load_release(
@@ -82,11 +116,13 @@ def load_release(
     *,
     endpoint: str | None = None,
     token: str | None = None,
-    any_base: bool = False,
+    allow_base_mismatch: str | None = None,
+    note: Note = lambda mismatch: None,
     device: Device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load an opened release, whose files were checked by its opener; see ``load_adapter``.
 
+    ``note`` is told of another base that was allowed, for what is measured on it to record it.
     Returns (peft.PeftModel over the base, tokenizer) for an adapter, (model, tokenizer) for a merged
     checkpoint; in evaluation mode. Raises ReleaseError for a data set, for an adapter that its own
     configuration breaks, and for what `adapterhub scan` finds to be of severity high.
@@ -104,7 +140,14 @@ def load_release(
     check_loadable(release.path)  # before anything of it is opened
     tokenizer = load_tokenizer(release.path)
     if manifest.kind == "adapter":
-        folder = find_base(manifest.base, base, endpoint=endpoint, token=token, any_base=any_base)
+        folder = find_base(
+            manifest.base,
+            base,
+            endpoint=endpoint,
+            token=token,
+            allow_mismatch=allow_base_mismatch,
+            note=note,
+        )
         model = _attach(load_base(folder, manifest.base.quantization, device), release.path)
     else:
         model = load_base(release.path, None, device)
@@ -120,17 +163,31 @@ def find_base(
     *,
     endpoint: str | None = None,
     token: str | None = None,
-    any_base: bool = False,
+    allow_mismatch: str | None = None,
+    note: Note = lambda mismatch: None,
 ) -> Path:
-    """The folder of the base that ``base`` names, or that ``lock`` does, checked against the lock's digest.
+    """The folder of the base that ``base`` names, or that ``lock`` does, held against the lock's digests.
 
-    Raises BaseMismatchError when it is another base than the lock's (unless ``any_base``), ReleaseError when
-    nothing names one, HubError and its kinds when it cannot be fetched.
+    Raises BaseMismatchError when it is another base than the lock's; with ``allow_mismatch``, the reason why
+    it will do, ``note`` and an AdapterHubWarning tell what differs instead. Raises ReleaseError when nothing
+    names a base, HubError and its kinds when it cannot be fetched.
     """
+    folder, weights = _locate(lock, base, endpoint, token)
+    if lock is not None:
+        mismatch = check_base(lock, folder, weights, allow_mismatch=allow_mismatch)
+        if mismatch is not None:
+            words = f"loaded on another base than trained on ({'; '.join(mismatch.differs)})"
+            warnings.warn(AdapterHubWarning(f"{words}, because: {mismatch.reason}"), stacklevel=3)
+            note(mismatch)
+    return folder
+
+
+def _locate(
+    lock: BaseLock | None, base: str | Path | None, endpoint: str | None, token: str | None
+) -> tuple[Path, Mapping[str, str] | None]:
+    """The base's folder, and the sha256 of its weight files where the Hub vouches for them."""
     if base is not None and Path(base).is_dir():
-        if lock is not None and not any_base:
-            check_base(lock, Path(base))
-        return Path(base)
+        return Path(base), None
     source = str(base) if base is not None else _source_of(lock)
     from adapterhub.hub.bases import fetch_base
     from adapterhub.hub.refs import looks_like_path
@@ -139,9 +196,7 @@ def find_base(
         raise ReleaseError(f"{source}: no such folder", "check the path of the base, or name owner/name")
 
     fetched = fetch_base(source, endpoint=endpoint, token=token)
-    if lock is not None and not any_base:
-        check_base(lock, fetched.folder, fetched.weights)
-    return fetched.folder
+    return fetched.folder, fetched.weights
 
 
 def _source_of(lock: BaseLock | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ from adapterhub.errors import ReleaseError
 if TYPE_CHECKING:
     from adapterhub.hub.pull import Pulled
     from adapterhub.hub.push import Pushed
+    from adapterhub.packaging.anchors import Signer
     from adapterhub.packaging.release import Release
-    from adapterhub.packaging.signing import Signer
 
 _ENDPOINT = click.option("--endpoint", metavar="URL", help="The Hub to use, instead of $HF_ENDPOINT.")
 _TYPE = click.option(
@@ -92,6 +94,10 @@ def push_command(
     help="A public key to accept beside your trusted keys; may stand several times.",
 )
 @click.option("--require-signed", is_flag=True, help="Refuse what no key you trust has signed.")
+@click.option("--locked", is_flag=True, help="Take exactly what adapterhub.lock in this folder holds.")
+@click.option(
+    "--allow-downgrade", is_flag=True, help="Take an older version than adapterhub.lock in this folder knows."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull_command(
     ref: str,
@@ -100,6 +106,8 @@ def pull_command(
     out: Path | None,
     keys: tuple[Path, ...],
     require_signed: bool,
+    locked: bool,
+    allow_downgrade: bool,
     as_json: bool,
 ) -> None:
     """Download a release, check every file of it, and print the folder where it lies.
@@ -107,16 +115,22 @@ def pull_command(
     VERSION is a version, a branch, a tag or a commit; without it, the highest version is taken. Exits 4 when
     a file is not what the release lists, or a signature does not hold.
     """
+    from adapterhub.hub.lock import pull_locked, pull_not_older
+    from adapterhub.hub.lockfile import LOCK_NAME
     from adapterhub.hub.pull import pull
 
-    pulled = pull(
-        ref,
-        endpoint=endpoint,
-        out=out,
-        keys=keys,
-        require_signed=require_signed,
-        repo_type="dataset" if kind == "dataset" else "model",
-    )
+    if locked and (allow_downgrade or kind == "dataset"):
+        raise click.UsageError(
+            "--locked takes what is locked: leave out --allow-downgrade and --type dataset"
+        )
+    take: Callable[..., Pulled]
+    if kind == "dataset":  # a lock holds adapters and models
+        take = partial(pull, ref, repo_type="dataset")
+    elif locked:
+        take = partial(pull_locked, ref, Path(LOCK_NAME))
+    else:
+        take = partial(pull_not_older, ref, Path(LOCK_NAME), allow_downgrade=allow_downgrade)
+    pulled = take(endpoint=endpoint, out=out, keys=keys, require_signed=require_signed)
     _check_kind(pulled.release, kind)
     _say_pulled(pulled)
     if as_json:
@@ -172,11 +186,15 @@ def _say_pulled(pulled: Pulled) -> None:
         f"{pulled.repo} at {pulled.commit[:12]}: {manifest.name} {manifest.version}, "
         f"{len(manifest.files)} files, {pulled.release.size} bytes, all as its manifest lists them"
     )
-    if pulled.signer is not None:
-        _say(f"signed by {pulled.signer.fingerprint}  ({pulled.signer.key})")
-    elif pulled.release.is_signed:
+    for signer in pulled.signers:
+        _say(f"signed by {signer}  ({signer.source})")
+    if pulled.signers:
+        return
+    if pulled.release.is_signed:
+        owner, ref = pulled.repo.partition("/")[0], f"{pulled.repo}@{pulled.tag or pulled.commit}"
         _say(
-            "signed by a key that you do not trust, so the signature says nothing: --key names its public key"
+            "signed by somebody you do not trust, so the signature says nothing. To trust its key, and to "
+            f"ask for it from now on: adapterhub trust add '{owner}/*' --from {ref}"
         )
     else:
         _say("not signed: nothing shows who made it")
@@ -213,10 +231,11 @@ def _pulled_json(pulled: Pulled) -> dict[str, Any]:
         "digest": pulled.release.digest,
         "signed": pulled.release.is_signed,
         "signer": _signer_json(pulled.signer),
+        "signers": [_signer_json(signer) for signer in pulled.signers],
         "files": len(manifest.files),
         "bytes": pulled.release.size,
     }
 
 
-def _signer_json(signer: Signer | None) -> dict[str, str] | None:
-    return {"fingerprint": signer.fingerprint, "key": str(signer.key)} if signer else None
+def _signer_json(signer: Signer | None) -> dict[str, str | None] | None:
+    return asdict(signer) | {"source": str(signer.source)} if signer else None

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.errors import RefError, ReleaseError
+from adapterhub.packaging.files import cached_ref
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def cached_ref(folder: Path) -> str | None:
-    """``owner/name@commit`` for a folder of the Hugging Face cache, None for any other."""
-    parts = folder.resolve().parts
-    for repo, middle, commit in zip(parts, parts[1:], parts[2:], strict=False):
-        kind, _, name = repo.partition("--")
-        if kind in ("models", "datasets") and middle == "snapshots" and _COMMIT.fullmatch(commit):
-            return f"{name.replace('--', '/')}@{commit}"
-    return None
+if TYPE_CHECKING:
+    from adapterhub.packaging.release import Release
 
 
 def refuse_cached(folder: Path) -> None:
@@ -47,6 +39,19 @@ def find_folder(target: str, endpoint: str | None) -> Path:
 
     with naming_folder_or_ref(target):
         return open_release(target, endpoint=endpoint).path
+
+
+def open_checked(target: str, endpoint: str | None) -> Release:
+    """The release that ``target`` names, every file and a signature checked; see ``load.open_release``.
+
+    Raises ReleaseError for a path where no folder is, SignatureError, HubError and its kinds.
+    """
+    from adapterhub.load import open_release
+
+    if Path(target).is_dir():
+        return open_release(target)
+    with naming_folder_or_ref(target):
+        return open_release(target, endpoint=endpoint)
 
 
 @contextmanager

@@ -21,16 +21,20 @@ from adapterhub.hub.snapshots import (
     record_path,
     snapshot_folder,
 )
+from adapterhub.packaging.anchors import Signer
+from adapterhub.packaging.bundles import is_signature, signature_files
 from adapterhub.packaging.files import sha256_file, staged_folder
-from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
+from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
-from adapterhub.packaging.signing import Signer, check_signature
+from adapterhub.packaging.verification import Checked, check_release
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-_HEADS = (MANIFEST_NAME, SIGNATURE_NAME)
+def _is_head(name: str) -> bool:
+    """Whether nothing in the release vouches for a file: the manifest and the signatures."""
+    return name == MANIFEST_NAME or is_signature(name)
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,15 @@ class Pulled:
     """The commit that every file was taken at, 40 hex digits."""
     tag: str | None
     """The version tag it was taken from, like ``v1.2.0``; None for a branch, a commit, or another tag."""
-    signer: Signer | None
-    """Who signed it; None when it is unsigned, or signed by a key that is not trusted here."""
+    signers: tuple[Signer, ...]
+    """Who signed it, as far as they are trusted here; its maker first."""
     offline: bool
     """Whether the Hub could not be asked what the reference names, and the cache answered."""
+
+    @property
+    def signer(self) -> Signer | None:
+        """The first of ``signers``; None when it is unsigned, or signed by nobody who is trusted here."""
+        return self.signers[0] if self.signers else None
 
 
 def pull(
@@ -86,15 +95,16 @@ def pull(
     chosen = asked if asked.revision is not None else newest(api, asked, repo_type)
     commit, offline = resolve(api, chosen, repo_type)
     try:
-        folder, signer = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
+        checked = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
     except (SignatureError, ManifestError):
         if not drop_damaged(snapshot_folder(chosen, commit, repo_type)):
             raise
-        folder, signer = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
+        checked = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
     tag = tag_of(chosen.version) if chosen.version is not None else None
+    release = checked.release
     if out is not None:
-        folder = _copy(folder, out)
-    return Pulled(Release.open(folder), chosen.repo, commit, tag, signer, offline)
+        release = Release(_copy(release.path, out), release.manifest)
+    return Pulled(release, chosen.repo, commit, tag, checked.signers, offline)
 
 
 def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
@@ -113,24 +123,24 @@ def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
 
 def _take_checked(
     api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool, repo_type: RepoType
-) -> tuple[Path, Signer | None]:
+) -> Checked:
     """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
     folder = snapshot_folder(ref, commit, repo_type)
     record = record_path(ref, commit, "pull", repo_type)
     digests, touched = read_record(record, folder)
-    known_heads = {name: digests[name] for name in _HEADS if name in digests}
+    known_heads = {name: digest for name, digest in digests.items() if _is_head(name)}
     heads, listed = _take_heads(api, ref, commit, repo_type, known_heads)
     manifest = _read_manifest(ref, folder)
     fetched = download(api, ref, commit, manifest.files, repo_type, listed)
     known = {name: digest for name, digest in digests.items() if name not in touched} | fetched
     try:
-        signer = check_signature(folder, keys, require_signed=require_signed, known=known)
+        checked = check_release(folder, keys, publisher=ref.repo, require_signed=require_signed, known=known)
     except SignatureError:
         _blame_hub(folder)
         raise
     if touched or not digests:
         write_record(record, folder, heads | {name: it.sha256 for name, it in manifest.files.items()})
-    return folder, signer
+    return checked
 
 
 def _take_heads(
@@ -152,10 +162,10 @@ def _take_heads(
         listed = list_files(api, ref, commit, repo_type)
         if MANIFEST_NAME not in listed:
             raise _no_release(ref)
-        download(api, ref, commit, [name for name in _HEADS if name in listed], repo_type, listed)
-        same = {name: listed[name].is_content_of(folder / name) for name in _HEADS if name in listed}
+        download(api, ref, commit, [name for name in listed if _is_head(name)], repo_type, listed)
+        same = {name: listed[name].is_content_of(folder / name) for name in listed if _is_head(name)}
         wanted = {name: sha256_file(folder / name) for name in same}
-    for name in _HEADS:
+    for name in (MANIFEST_NAME, *signature_files(folder)):
         if (folder / name).is_file() and not same.get(name, False):
             raise SignatureError(
                 f"{folder / name} is not what the Hub holds at {commit[:12]}: it was written here since",
@@ -196,9 +206,7 @@ def _copy(folder: Path, out: Path) -> Path:
     if _holds(out, folder):
         Release.open(out).check_files()
         return out
-    names = [MANIFEST_NAME, *Manifest.read(folder).files]
-    if (folder / SIGNATURE_NAME).is_file():
-        names.append(SIGNATURE_NAME)
+    names = [MANIFEST_NAME, *Manifest.read(folder).files, *signature_files(folder)]
     try:
         with staged_folder(out) as staging:
             for name in names:
@@ -215,9 +223,10 @@ def _copy(folder: Path, out: Path) -> Path:
 
 
 def _holds(out: Path, folder: Path) -> bool:
-    """Whether ``out`` claims to be the very release in ``folder``: the same manifest, the same signature."""
+    """Whether ``out`` claims to be the very release in ``folder``: the same manifest, the same signatures."""
     return (out / MANIFEST_NAME).is_file() and all(
-        _content(out / name) == _content(folder / name) for name in (MANIFEST_NAME, SIGNATURE_NAME)
+        _content(out / name) == _content(folder / name)
+        for name in (MANIFEST_NAME, *signature_files(out), *signature_files(folder))
     )
 
 

@@ -17,9 +17,11 @@ from adapterhub.hub.client import RepoType, connect, hub_errors, list_tags, look
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import HubFile, download, list_files, snapshot_folder
 from adapterhub.hub.uploads import commit_files
-from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, parse_version
+from adapterhub.packaging.anchors import Signer
+from adapterhub.packaging.bundles import is_signature, signature_files
+from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest, parse_version
 from adapterhub.packaging.release import Release
-from adapterhub.packaging.signing import Signer, check_signature
+from adapterhub.packaging.verification import check_release
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -97,7 +99,7 @@ def push(
     if ref.revision is not None:
         raise RefError(f"{repo!r} names a revision", f"push to {ref.repo}: the version is the release's own")
     release = Release.open(release.path)  # as it is now, whatever was done since it was opened
-    signer = check_signature(release.path)
+    signer = check_release(release.path, publisher=ref.repo).signer
     api = connect(endpoint, token)
     tag = tag_of(release.manifest.version)
     head = _look(api, ref, private, repo_type_of(release))
@@ -187,7 +189,7 @@ def _compare(
 
 
 def _names(release: Release) -> set[str]:
-    return {*release.manifest.files, MANIFEST_NAME} | ({SIGNATURE_NAME} if release.is_signed else set())
+    return {*release.manifest.files, MANIFEST_NAME, *signature_files(release.path)}
 
 
 def _listed_at(api: HfApi, ref: Ref, release: Release, head: _Head) -> set[str]:
@@ -202,7 +204,7 @@ def _listed_at(api: HfApi, ref: Ref, release: Release, head: _Head) -> set[str]:
         manifest = Manifest.read(snapshot_folder(ref, head.commit, repo_type))
     except ManifestError:  # nobody can tell what belongs to it, so nothing of it is deleted
         return {MANIFEST_NAME}
-    return {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME} & set(head.files)
+    return {name for name in head.files if name in (*manifest.files, MANIFEST_NAME) or is_signature(name)}
 
 
 def _change(release: Release, name: str, there: HubFile | None) -> FileChange:
