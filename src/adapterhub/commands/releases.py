@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from adapterhub.commands.combining import combining_options, read_combination
 from adapterhub.commands.targets import find_folder
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
+    from adapterhub.packaging.combination import Combine
     from adapterhub.packaging.inspection import Inspection
     from adapterhub.packaging.layout import Storage
     from adapterhub.packaging.manifest import Quantization
@@ -153,6 +155,7 @@ def _numbers(values: Sequence[float]) -> str:
 @click.option(
     "--base", metavar="DIR|REF", help="The base model. Default: the one the release names, from the Hub."
 )
+@combining_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--endpoint", metavar="URL", help="The Hub to ask, instead of $HF_ENDPOINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -161,6 +164,11 @@ def merge_command(
     storage: Storage,
     onto: Literal["original", "trained"],
     base: str | None,
+    others: tuple[str, ...],
+    weight: float | None,
+    combine: Combine | None,
+    density: float | None,
+    seed: int | None,
     out: Path,
     endpoint: str | None,
     as_json: bool,
@@ -171,7 +179,9 @@ def merge_command(
     The base must be the one that the release names. Streams: memory does not grow with the model.
     nf4 and fp4 (blocks of 64, scales quantized too) and int8 round each weight to the nearest code, straight
     from the sum; embeddings, head and norms stay in bfloat16. `adapterhub fidelity` says what that costs.
+    A merge that was killed goes on at the shard it was in when the same command is run again.
     """
+    from adapterhub.load import default_device
     from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.merge import merge_adapter
 
@@ -180,9 +190,17 @@ def merge_command(
         click.echo(
             f"{folder} does not say how its base was quantized: taking NF4, double, blocks of 64", err=True
         )
+    combination = read_combination(others, weight, combine, density, seed, endpoint)
     with _bar("merging") as progress:
         report = merge_adapter(
-            folder, _locate_base(base, folder, endpoint), out, onto=onto, storage=storage, progress=progress
+            folder,
+            _locate_base(base, folder, endpoint),
+            out,
+            onto=onto,
+            storage=storage,
+            combination=combination,
+            device=default_device() if onto == "trained" or storage != "bf16" else "cpu",
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(_as_dict(report), indent=2))
@@ -194,6 +212,8 @@ def merge_command(
     )
     click.echo(f"{what} in {report.out}: {report.size} bytes in {report.seconds:.1f} s")
     click.echo(f"merged onto  {onto}, {report.merged} of {report.tensors} tensors")
+    if report.resumed:
+        click.echo(f"resumed      {report.resumed} shards were done before")
     click.echo(f"stored in    {storage}" + (f", {report.quantized} tensors" if report.quantized else ""))
     if report.requantized:
         click.echo(
@@ -212,6 +232,7 @@ def _as_dict(report: MergeReport) -> dict[str, Any]:
         "merged": report.merged,
         "requantized": report.requantized,
         "quantized": report.quantized,
+        "resumed": report.resumed,
         "bytes": report.size,
         "seconds": round(report.seconds, 3),
         "release": release
