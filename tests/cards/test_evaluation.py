@@ -142,7 +142,7 @@ def test_an_answer_ends_at_the_end_token_or_is_unfinished(
 
 def test_batches_never_cut_a_right_answer_at_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
     long_prompt = make_question(tokenizer, "a " * 60, "1")
-    long_answer = make_question(tokenizer, "a", "b " * 60)
+    long_answer = make_question(tokenizer, "a " * 50, "b " * 60)
     context = max(len(long_prompt.input_ids), len(long_answer.input_ids))
     assert all(question.fits(context) for question in (long_prompt, long_answer))
     settings = decoding(tokenizer, batch_size=8, max_new_tokens=200)
