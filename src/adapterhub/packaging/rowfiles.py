@@ -16,6 +16,7 @@ MAX_LINE_BYTES: Final = 64 << 20
 """Of one row in a JSONL file."""
 MAX_JSON_BYTES: Final = 1 << 30
 """Of a .json file, which is read as a whole."""
+_LOOKED_AT: Final = 4096  # bytes of a file that tell whether it is text
 _OTHER_TEXT = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 
@@ -79,12 +80,11 @@ def read_entries(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _line_entries(file: Path) -> Iterator[tuple[str, Any]]:
     with file.open("rb") as lines:
+        start = lines.peek(_LOOKED_AT)[:_LOOKED_AT]
         number = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
             number += 1
             where = f"{file.name}, line {number}"
-            if number == 1:
-                _check_text(line, where)
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(
                     f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB",
@@ -95,17 +95,19 @@ def _line_entries(file: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield where, _parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as err:
+                if number == 1:
+                    _check_text(start, where)
                 raise DataError(
                     f"{where}: not valid JSON: {_first_line(err)}", "mend or remove that line"
                 ) from err
 
 
-def _check_text(line: bytes, where: str) -> None:
-    """Raise DataError when a file's first line shows that it is no UTF-8 text at all."""
+def _check_text(start: bytes, where: str) -> None:
+    """Raise DataError when the first bytes of a file show that it is no UTF-8 text at all."""
     for mark, encoding in _OTHER_TEXT:
-        if line.startswith(mark):
+        if start.startswith(mark):
             raise DataError(f"{where}: this is {encoding} text", "save the file as UTF-8")
-    if b"\0" in line[:4096]:
+    if b"\0" in start:
         raise DataError(f"{where}: this is a binary file", "name a file of JSON rows, one a line")
 
 
