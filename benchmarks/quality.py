@@ -31,6 +31,7 @@ from adapterhub.packaging.manifest import Quantization
 from adapterhub.trainer.activations import Setting
 from adapterhub.trainer.data import read_rows
 from adapterhub.trainer.fast.install import FastPath, install_blocks
+from adapterhub.trainer.initial import start_from_quantization_error
 from adapterhub.trainer.model import attach_adapter, load_base, load_tokenizer
 from adapterhub.trainer.packing import PackedRow, collate, pack
 from adapterhub.trainer.recipe import Recipe
@@ -45,6 +46,7 @@ VARIANTS: dict[str, Quantization | None] = {
     "fp4": Quantization(type="fp4"),
     "int8": Quantization(type="int8"),
     "bf16": None,
+    "loftq": Quantization(),
 }
 # 97.5 % points of Student's t for 1, 2, … degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -151,6 +153,8 @@ def run(task: Task, variant: str, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     base = load_base(task.base, VARIANTS[variant], "cuda" if task.device.type == "cuda" else "cpu")
     model = attach_adapter(base, task.recipe.lora, seed=seed)
+    if variant == "loftq":
+        start_from_quantization_error(model, task.base)
     step = fast_step(task, model) if variant == "fast" else plain_step(task, model)
     curve = [{"step": 0, "loss": held_out_loss(task, model)}]
     losses = []
