@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,11 +124,13 @@ def load_release(
     """Load an opened release, whose files were checked by its opener; see ``load_adapter``.
 
     ``note`` is told of another base that was allowed, for what is measured on it to record it.
-    Returns (peft.PeftModel over the base, tokenizer) for an adapter, (model, tokenizer) for a merged
-    checkpoint; in evaluation mode. Raises ReleaseError for a data set, for an adapter that its own
-    configuration breaks, and for what `adapterhub scan` finds to be of severity high.
+    What is loaded is what the release's manifest and the base's lock name, though the folders change
+    meanwhile: see ``packaging.views``. Returns (peft.PeftModel over the base, tokenizer) for an adapter,
+    (model, tokenizer) for a merged checkpoint; in evaluation mode. Raises ReleaseError for a data set, for an
+    adapter that its own configuration breaks, and for what `adapterhub scan` finds to be of severity high;
+    SignatureError for a file that is not, or does not stay, what the manifest lists.
     """
-    from adapterhub.packaging.scan.report import check_loadable
+    from adapterhub.packaging.views import view_release
     from adapterhub.trainer.model import load_base, load_tokenizer
     from adapterhub.trainer.template import end_token_id
 
@@ -137,20 +140,16 @@ def load_release(
             f"{release.path} is a {manifest.kind} release, not a model", "name an adapter release"
         )
     device = _usable(device)
-    check_loadable(release.path)  # before anything of it is opened
-    tokenizer = load_tokenizer(release.path)
-    if manifest.kind == "adapter":
-        folder = find_base(
-            manifest.base,
-            base,
-            endpoint=endpoint,
-            token=token,
-            allow_mismatch=allow_base_mismatch,
-            note=note,
-        )
-        model = _attach(load_base(folder, manifest.base.quantization, device), release.path)
-    else:
-        model = load_base(release.path, None, device)
+    with view_release(release) as view:
+        tokenizer = load_tokenizer(view)
+        if manifest.kind == "adapter":
+            source = _locate(manifest.base, base, endpoint, token)
+            model = _load_checked(source, manifest.base, device, allow_base_mismatch, note)
+            model = _attach(model, view)
+        else:
+            model = load_base(view, None, device)
+            model.config.name_or_path = str(release.path)
+    tokenizer.name_or_path = str(release.path)  # the view is gone
     if tokenizer.chat_template:
         _stop_at(model, end_token_id(tokenizer))
     model.eval()
@@ -172,22 +171,50 @@ def find_base(
     it will do, ``note`` and an AdapterHubWarning tell what differs instead. Raises ReleaseError when nothing
     names a base, HubError and its kinds when it cannot be fetched.
     """
-    folder, weights = _locate(lock, base, endpoint, token)
+    source = _locate(lock, base, endpoint, token)
     if lock is not None:
-        mismatch = check_base(lock, folder, weights, allow_mismatch=allow_mismatch)
-        if mismatch is not None:
-            words = f"loaded on another base than trained on ({'; '.join(mismatch.differs)})"
-            warnings.warn(AdapterHubWarning(f"{words}, because: {mismatch.reason}"), stacklevel=3)
-            note(mismatch)
-    return folder
+        weights = source.weights() if source.weights is not None else None
+        _tell(check_base(lock, source.folder, weights, allow_mismatch=allow_mismatch), note)
+    return source.folder
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a base lies."""
+
+    folder: Path
+    weights: Callable[[], Mapping[str, str]] | None
+    """Gives the sha256 of its weight files as the Hub vouches for them, checked again; None without a Hub."""
+
+
+def _load_checked(
+    source: _Source, lock: BaseLock, device: Device, allow_mismatch: str | None, note: Note
+) -> PreTrainedModel:
+    """The base in ``source``, found to be the one of ``lock`` and to have stayed so while it was loaded."""
+    from adapterhub.packaging.views import view_base
+    from adapterhub.trainer.model import load_base
+
+    with view_base(source.folder, source.weights) as (view, weights):
+        _tell(check_base(lock, view, weights, allow_mismatch=allow_mismatch), note)
+        model = load_base(view, lock.quantization, device)
+    model.config.name_or_path = str(source.folder)  # the view is gone
+    return model
+
+
+def _tell(mismatch: BaseMismatch | None, note: Note) -> None:
+    """Say that another base was allowed, and why."""
+    if mismatch is not None:
+        words = f"loaded on another base than trained on ({'; '.join(mismatch.differs)})"
+        warnings.warn(AdapterHubWarning(f"{words}, because: {mismatch.reason}"), stacklevel=4)
+        note(mismatch)
 
 
 def _locate(
     lock: BaseLock | None, base: str | Path | None, endpoint: str | None, token: str | None
-) -> tuple[Path, Mapping[str, str] | None]:
-    """The base's folder, and the sha256 of its weight files where the Hub vouches for them."""
+) -> _Source:
+    """Find the base's folder; what is none here is fetched from the Hub."""
     if base is not None and Path(base).is_dir():
-        return Path(base), None
+        return _Source(Path(base), None)
     source = str(base) if base is not None else _source_of(lock)
     from adapterhub.hub.bases import fetch_base
     from adapterhub.hub.refs import looks_like_path
@@ -196,7 +223,8 @@ def _locate(
         raise ReleaseError(f"{source}: no such folder", "check the path of the base, or name owner/name")
 
     fetched = fetch_base(source, endpoint=endpoint, token=token)
-    return fetched.folder, fetched.weights
+    at_commit = f"{fetched.name}@{fetched.revision}"  # asks the Hub nothing once it is here
+    return _Source(fetched.folder, lambda: fetch_base(at_commit, endpoint=endpoint, token=token).weights)
 
 
 def _source_of(lock: BaseLock | None) -> str:

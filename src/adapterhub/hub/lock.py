@@ -19,8 +19,9 @@ from adapterhub.hub.client import Unreachable, connect, resolve
 from adapterhub.hub.lockfile import LOCK_NAME, LockedBase, LockedRelease, LockFile
 from adapterhub.hub.pull import Pulled, pull
 from adapterhub.hub.refs import Ref, parse_ref
+from adapterhub.hub.snapshots import snapshot_folder
 from adapterhub.packaging.anchors import Signer
-from adapterhub.packaging.manifest import BaseLock, parse_version
+from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, parse_version
 
 
 def lock_release(
@@ -141,7 +142,8 @@ def identify(signer: Signer) -> str:
 def _check_tag(repo: str, entry: LockedRelease, endpoint: str | None, token: str | None) -> bool:
     """Raise SignatureError when the version's tag names another commit than it did.
 
-    Returns whether the Hub could not be asked, which an AdapterHubWarning says.
+    Returns whether the Hub could not be asked, which an AdapterHubWarning says. Raises HubError when it could
+    not, and nothing of the release is in the cache either.
     """
     if entry.tag is None:
         return False
@@ -149,6 +151,8 @@ def _check_tag(repo: str, entry: LockedRelease, endpoint: str | None, token: str
     try:
         found = resolve(connect(endpoint, token), tagged)
     except Unreachable as err:
+        if not (snapshot_folder(tagged, entry.commit) / MANIFEST_NAME).is_file():
+            raise
         words = f"{err.what}; whether {tagged} was moved is not known, the cache is held to the lock"
         warnings.warn(AdapterHubWarning(words), stacklevel=3)
         return True

@@ -53,7 +53,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"the base in {folder} is quantized already", "name the 16-bit base it was made from"
         )
     sharded = (folder / INDEX_NAME).is_file() and not (folder / SINGLE_NAME).is_file()
-    names = _indexed_files(folder) if sharded else {SINGLE_NAME: None}
+    names = read_index(folder) if sharded else {SINGLE_NAME: None}
     if not sharded and not (folder / SINGLE_NAME).is_file():
         weight_files(folder)  # says so when there are only pickles
         raise ReleaseError(f"{folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}", _FIX)
@@ -72,8 +72,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tuple(shards), sharded, tensors)
 
 
-def _indexed_files(folder: Path) -> dict[str, set[str] | None]:
-    """The names of the tensors that the index puts in each file."""
+def read_index(folder: Path) -> dict[str, set[str] | None]:
+    """The names of the tensors that the index puts in each file.
+
+    Raises ReleaseError for an index that is malformed, or that names what is no file name in this folder.
+    """
     path = folder / INDEX_NAME
     mapping = _read_json(path).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
