@@ -182,6 +182,8 @@ def _score_limits(card: Card) -> list[str]:
     found.append("Answers were generated greedily; with sampling: not measured.")
     if scores.left_out:
         found.append(f"{scores.left_out:,} rows were left out: prompt and answer exceed the context.")
+    if (other := scores.base_mismatch) is not None:
+        found.append(f"Measured on another base ({'; '.join(other.differs)}): {_as_sentence(other.reason)}")
     return found
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.commands.targets import refuse_cached
+from adapterhub.commands.targets import base_mismatch_option, refuse_cached
 from adapterhub.errors import ManifestError, ReleaseError
 
 if TYPE_CHECKING:
     from adapterhub.cards.evaluation import Evaluation
     from adapterhub.cards.questions import Question
     from adapterhub.packaging.evidence import FailureCase
+    from adapterhub.packaging.manifest import BaseMismatch
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import Row
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     "--base", type=click.Path(path_type=Path), help="The base's folder. Default: the one it was trained on."
 )
 @click.option("--endpoint", metavar="URL", help="The Hub to take the base from, instead of $HF_ENDPOINT.")
+@base_mismatch_option
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many rows.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Questions at once."
@@ -44,6 +46,7 @@ def eval_command(
     data: Path,
     base: Path | None,
     endpoint: str | None,
+    allow_base_mismatch: str | None,
     limit: int | None,
     batch_size: int,
     max_new_tokens: int | None,
@@ -55,6 +58,7 @@ def eval_command(
     held-out loss. Scores and failure cases are written into the release, under evidence/.
     """
     from adapterhub.cards.failures import keep_added, to_jsonl
+    from adapterhub.load import load_release
     from adapterhub.packaging.evidence import FAILURES, SCORES, to_json
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import read_rows
@@ -66,8 +70,13 @@ def eval_command(
     rows = read_rows(data, "test")[:limit]
     _refuse_training_rows(opened, data, rows)
     known = _known_cases(opened)
-    evaluation = _evaluate(opened, known, data, rows, base, endpoint, limit, batch_size, max_new_tokens)
-    evaluation = replace(evaluation, failures=keep_added(evaluation.failures, known))
+    mismatches: list[BaseMismatch] = []
+    model, tokenizer = load_release(
+        opened, base, endpoint=endpoint, allow_base_mismatch=allow_base_mismatch, note=mismatches.append
+    )
+    evaluation = _evaluate(opened, model, tokenizer, known, data, rows, limit, batch_size, max_new_tokens)
+    scores = evaluation.scores.model_copy(update={"base_mismatch": next(iter(mismatches), None)})
+    evaluation = replace(evaluation, scores=scores, failures=keep_added(evaluation.failures, known))
     opened.with_files({SCORES: to_json(evaluation.scores), FAILURES: to_jsonl(evaluation.failures)})
     click.echo(_as_json(opened, evaluation) if as_json else _as_table(evaluation))
 
@@ -87,27 +96,25 @@ def _refuse_training_rows(release: Release, data: Path, rows: list[Row]) -> None
 
 def _evaluate(
     release: Release,
+    model: Any,
+    tokenizer: Any,
     known: tuple[FailureCase, ...],
     data: Path,
     rows: list[Row],
-    base: Path | None,
-    endpoint: str | None,
     limit: int | None,
     batch_size: int,
     max_new_tokens: int | None,
 ) -> Evaluation:
-    """Load the release, pose the rows, ask both sides."""
+    """Pose the rows, ask both sides."""
     from adapterhub.cards.card import ADAPTER_WEIGHTS
     from adapterhub.cards.evaluation import Subject, evaluate
     from adapterhub.cards.generation import Decoding
     from adapterhub.cards.progress import progress_on_stderr
     from adapterhub.cards.questions import answer_budget
-    from adapterhub.load import load_release
     from adapterhub.packaging.manifest import DatasetLock
     from adapterhub.trainer.data import rows_digest
     from adapterhub.trainer.hardware import detect_hardware
 
-    model, tokenizer = load_release(release, base, endpoint=endpoint)
     context = getattr(model.config, "max_position_embeddings", None)
     rows, questions, left_out = _pose(tokenizer, rows, context)
     decoding = Decoding(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.targets import base_mismatch_option
 from adapterhub.errors import DataError, ReleaseError
 
 if TYPE_CHECKING:
     from adapterhub.cards.replay import Replayed
     from adapterhub.packaging.evidence import FailureCase
+    from adapterhub.packaging.manifest import BaseMismatch
     from adapterhub.packaging.release import Release
 
 _SHOWN_CHARS = 72
@@ -60,10 +64,17 @@ def list_command(ref: str, endpoint: str | None, as_json: bool) -> None:
     help="Who answers.",
 )
 @click.option("--base", type=click.Path(path_type=Path), help=_BASE_HELP)
+@base_mismatch_option
 @click.option("--endpoint", help="The Hub to ask, instead of $HF_ENDPOINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def run_command(
-    ref: str, cases: str | None, side: str, base: Path | None, endpoint: str | None, as_json: bool
+    ref: str,
+    cases: str | None,
+    side: str,
+    base: Path | None,
+    allow_base_mismatch: str | None,
+    endpoint: str | None,
+    as_json: bool,
 ) -> None:
     """Ask the recorded failure cases again, of REF: a release's folder, or owner/name[@version].
 
@@ -72,7 +83,7 @@ def run_command(
     that file or release are asked too, and what REF alone records and fails is new. Writes nothing.
     """
     from adapterhub.cards.replay import join_cases
-    from adapterhub.load import open_release
+    from adapterhub.load import load_release, open_release
 
     release = open_release(ref, endpoint=endpoint)
     if side == "base" and release.manifest.kind != "adapter":
@@ -82,8 +93,17 @@ def run_command(
         )
     earlier = None if cases is None else _cases_of(cases, endpoint)
     own = _recorded(release) if earlier is None else _own_cases(release)
-    replayed = _replay(release, join_cases(own, earlier or ()), earlier, side, base, endpoint)
-    click.echo(_as_json(release, side, replayed) if as_json else _as_text(replayed))
+    mismatches: list[BaseMismatch] = []
+    load = partial(
+        load_release,
+        release,
+        base,
+        endpoint=endpoint,
+        allow_base_mismatch=allow_base_mismatch,
+        note=mismatches.append,
+    )
+    replayed = _replay(load, join_cases(own, earlier or ()), earlier, side)
+    click.echo(_as_json(release, side, replayed, mismatches) if as_json else _as_text(replayed))
 
 
 @failures_command.command("add")
@@ -178,22 +198,18 @@ def _cases_of(source: str, endpoint: str | None) -> tuple[FailureCase, ...]:
 
 
 def _replay(
-    release: Release,
+    load: Callable[[], tuple[Any, Any]],
     cases: list[FailureCase],
     earlier: tuple[FailureCase, ...] | None,
     side: str,
-    base: Path | None,
-    endpoint: str | None,
 ) -> list[Replayed]:
     from adapterhub.cards.progress import progress_on_stderr
     from adapterhub.cards.replay import replay
     from adapterhub.commands.evidence import end_tokens
-    from adapterhub.load import load_release
 
     if not cases:
         return []
-    loaded, tokenizer = load_release(release, base, endpoint=endpoint)
-    model: Any = loaded
+    model, tokenizer = load()
     switched = model.disable_adapter() if side == "base" else nullcontext()
     with switched, progress_on_stderr() as report:
         return replay(
@@ -260,11 +276,12 @@ def _report_nothing(_done: int, _total: int) -> None:
     """One question needs no progress bar."""
 
 
-def _as_json(release: Release, side: str, replayed: list[Replayed]) -> str:
+def _as_json(release: Release, side: str, replayed: list[Replayed], mismatches: list[BaseMismatch]) -> str:
     document = {
         "release": str(release.path),
         "version": release.manifest.version,
         "side": side,
+        "base_mismatch": mismatches[0].model_dump(mode="json") if mismatches else None,
         "counts": _counts(replayed),
         "cases": [
             {

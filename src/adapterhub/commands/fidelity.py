@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.commands.targets import cached_ref
+from adapterhub.commands.targets import base_mismatch_option, cached_ref
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
     from adapterhub.packaging.evidence import FidelityEvidence
+    from adapterhub.packaging.manifest import BaseLock, BaseMismatch
     from adapterhub.packaging.release import Release
+
+    FindBase = Callable[[BaseLock | None], Path]
 
 _WORST_SHOWN = 3
 
@@ -40,6 +45,7 @@ class _Side:
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many rows or windows.")
 @click.option("--base", metavar="DIR|REF", help="The base of an adapter release. Default: the one it names.")
+@base_mismatch_option
 @click.option("--endpoint", metavar="URL", help="The Hub to ask, instead of $HF_ENDPOINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def fidelity_command(
@@ -48,6 +54,7 @@ def fidelity_command(
     text: Path,
     limit: int | None,
     base: str | None,
+    allow_base_mismatch: str | None,
     endpoint: str | None,
     as_json: bool,
 ) -> None:
@@ -57,10 +64,21 @@ def fidelity_command(
     live: its base as it was quantized in training, with the adapter attached. When B is the folder of a
     release that is not signed, the figures are written into it, as evidence/fidelity.json.
     """
+    from adapterhub.load import find_base
     from adapterhub.packaging.evidence import FIDELITY, to_json
 
-    a, b = (_load(target, base, endpoint) for target in (reference, candidate))
-    evidence = _measure(a, b, text, limit, base, endpoint)
+    mismatches: list[BaseMismatch] = []
+    find = partial(
+        find_base,
+        base=base,
+        endpoint=endpoint,
+        allow_mismatch=allow_base_mismatch,
+    )
+    a, b = (
+        _load(target, base, endpoint, allow_base_mismatch, mismatches) for target in (reference, candidate)
+    )
+    evidence = _measure(a, b, text, limit, find)
+    evidence = evidence.model_copy(update={"base_mismatch": next(iter(mismatches), None)})
     click.echo(_as_json(evidence) if as_json else _as_text(evidence))
     if b.release is None or not Path(candidate).is_dir() or cached_ref(Path(candidate)) is not None:
         return
@@ -70,7 +88,13 @@ def fidelity_command(
     b.release.with_files({FIDELITY: to_json(evidence)})
 
 
-def _load(target: str, base: str | None, endpoint: str | None) -> _Side:
+def _load(
+    target: str,
+    base: str | None,
+    endpoint: str | None,
+    allow_base_mismatch: str | None,
+    mismatches: list[BaseMismatch],
+) -> _Side:
     """The model that ``target`` names. Raises ReleaseError for a folder that holds none."""
     from adapterhub.load import default_device, load_release, open_release
     from adapterhub.packaging.checkpoint import CONFIG_NAME
@@ -88,14 +112,14 @@ def _load(target: str, base: str | None, endpoint: str | None) -> _Side:
         return _Side(folder.resolve().name, folder, None, model, load_tokenizer(folder))
     release = open_release(target, endpoint=endpoint)
     release.check_files()
-    model, tokenizer = load_release(release, base, endpoint=endpoint)
+    model, tokenizer = load_release(
+        release, base, endpoint=endpoint, allow_base_mismatch=allow_base_mismatch, note=mismatches.append
+    )
     manifest = release.manifest
     return _Side(f"{manifest.name}@{manifest.version}", release.path, release, model, tokenizer)
 
 
-def _measure(
-    a: _Side, b: _Side, text: Path, limit: int | None, base: str | None, endpoint: str | None
-) -> FidelityEvidence:
+def _measure(a: _Side, b: _Side, text: Path, limit: int | None, find: FindBase) -> FidelityEvidence:
     from importlib.metadata import version
 
     from adapterhub.cards.progress import progress_on_stderr
@@ -107,7 +131,7 @@ def _measure(
     from adapterhub.trainer.texts import read_texts
 
     texts = read_texts(text, a.tokenizer, limit=limit)
-    survival = _survival(a, b, base, endpoint)  # before the first forward, see weights_in
+    survival = _survival(a, b, find)  # before the first forward, see weights_in
     began = time.perf_counter()
     with progress_on_stderr() as report:
         figures = compare_models(
@@ -131,9 +155,8 @@ def _measure(
     )
 
 
-def _survival(a: _Side, b: _Side, base: str | None, endpoint: str | None) -> float | None:
+def _survival(a: _Side, b: _Side, find: FindBase) -> float | None:
     """Delta survival, where B was made from A by a merge; None elsewhere."""
-    from adapterhub.load import find_base
     from adapterhub.packaging.adapter import read_adapter
     from adapterhub.packaging.checkpoint import open_checkpoint
     from adapterhub.packaging.survival import measure_survival, weights_in, weights_of
@@ -147,7 +170,7 @@ def _survival(a: _Side, b: _Side, base: str | None, endpoint: str | None) -> flo
     if merged.merge.onto == "trained":
         before = weights_in(a.model)
     else:
-        folder = find_base(a.release.manifest.base, base, endpoint=endpoint)
+        folder = find(a.release.manifest.base)
         before = weights_of(open_checkpoint(folder), adapter)
     return measure_survival(adapter, before, weights_in(b.model))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from adapterhub.commands.combining import combining_options, read_combination
-from adapterhub.commands.targets import find_folder
+from adapterhub.commands.targets import base_mismatch_option, find_folder
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ def _numbers(values: Sequence[float]) -> str:
 @click.option(
     "--base", metavar="DIR|REF", help="The base model. Default: the one the release names, from the Hub."
 )
+@base_mismatch_option
 @combining_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--endpoint", metavar="URL", help="The Hub to ask, instead of $HF_ENDPOINT.")
@@ -164,6 +165,7 @@ def merge_command(
     storage: Storage,
     onto: Literal["original", "trained"],
     base: str | None,
+    allow_base_mismatch: str | None,
     others: tuple[str, ...],
     weight: float | None,
     combine: Combine | None,
@@ -194,11 +196,12 @@ def merge_command(
     with _bar("merging") as progress:
         report = merge_adapter(
             folder,
-            _locate_base(base, folder, endpoint),
+            _locate_base(base, folder, endpoint, allow_base_mismatch),
             out,
             onto=onto,
             storage=storage,
             combination=combination,
+            allow_base_mismatch=allow_base_mismatch,
             device=default_device() if onto == "trained" or storage != "bf16" else "cpu",
             progress=progress,
         )
@@ -212,6 +215,10 @@ def merge_command(
     )
     click.echo(f"{what} in {report.out}: {report.size} bytes in {report.seconds:.1f} s")
     click.echo(f"merged onto  {onto}, {report.merged} of {report.tensors} tensors")
+    merge = report.release.manifest.merge if report.release else None
+    if merge is not None and merge.base_mismatch is not None:
+        other = merge.base_mismatch
+        click.echo(f"other base   {'; '.join(other.differs)}, because: {other.reason}")
     if report.resumed:
         click.echo(f"resumed      {report.resumed} shards were done before")
     click.echo(f"stored in    {storage}" + (f", {report.quantized} tensors" if report.quantized else ""))
@@ -240,7 +247,7 @@ def _as_dict(report: MergeReport) -> dict[str, Any]:
     }
 
 
-def _locate_base(base: str | None, adapter: Path, endpoint: str | None) -> Path:
+def _locate_base(base: str | None, adapter: Path, endpoint: str | None, allow_mismatch: str | None) -> Path:
     from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 
     if base is not None and Path(base).is_dir():
@@ -250,7 +257,7 @@ def _locate_base(base: str | None, adapter: Path, endpoint: str | None) -> Path:
         raise ReleaseError(f"{adapter} does not bind a base", "name it with --base")
     from adapterhub.load import find_base
 
-    return find_base(lock, base, endpoint=endpoint)
+    return find_base(lock, base, endpoint=endpoint, allow_mismatch=allow_mismatch)
 
 
 @contextmanager

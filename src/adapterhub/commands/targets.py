@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from adapterhub.errors import RefError, ReleaseError
 from adapterhub.packaging.files import cached_ref
 
 if TYPE_CHECKING:
     from adapterhub.packaging.release import Release
+
+
+base_mismatch_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--allow-base-mismatch",
+    metavar="REASON",
+    help="Take a base that differs from the one trained on, and record why it will do.",
+)
+"""The option of every command that loads a base: see ``packaging.base.check_base``."""
 
 
 def refuse_cached(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from adapterhub.errors import ManifestError
-from adapterhub.packaging.manifest import DatasetLock, Frozen, Hardware, Sha256
+from adapterhub.packaging.manifest import BaseMismatch, DatasetLock, Frozen, Hardware, Sha256
 
 LEDGER = "evidence/ledger.json"
 CURVE = "evidence/curve.json"
@@ -129,6 +129,8 @@ class ScoresEvidence(Frozen):
     """Only this many rows were taken, from the top; None: all."""
     left_out: Annotated[int, Field(ge=0)] = 0
     """Rows not measured because prompt and reference do not fit the base's context."""
+    base_mismatch: BaseMismatch | None = None
+    """The base that was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version, of what generated and scored."""
     hardware: Hardware
@@ -225,6 +227,8 @@ class FidelityEvidence(Frozen):
     delta_survival: float | None = None
     """Share of the adapter's update that is in the weights: Σ⟨W′ − W, s·B·A⟩ / Σ‖s·B·A‖², W being what the
     update was added to. 1: all of it; None: this release was not made from an adapter reference."""
+    base_mismatch: BaseMismatch | None = None
+    """The base that an adapter was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version, of what computed."""
     hardware: Hardware

@@ -147,6 +147,8 @@ class Merge(Frozen):
     """The share of numbers that pruning kept."""
     seed: int = 0
     """What pruning at random drew from."""
+    base_mismatch: BaseMismatch | None = None
+    """The base that was merged into, if it is not the one trained on, and why it was allowed."""
 
 
 class FileEntry(Frozen):

@@ -18,7 +18,7 @@ from typing import Literal
 
 from adapterhub.errors import BaseMismatchError, ReleaseError
 from adapterhub.packaging.adapter import Adapter, read_adapter
-from adapterhub.packaging.base import check_base, check_config, weight_files
+from adapterhub.packaging.base import base_digest, check_base, check_config, weight_files
 from adapterhub.packaging.checkpoint import open_checkpoint
 from adapterhub.packaging.combination import Combine, CombinedAdapter, combine_adapters
 from adapterhub.packaging.files import sha256_file
@@ -26,6 +26,7 @@ from adapterhub.packaging.layout import Storage
 from adapterhub.packaging.manifest import (
     MANIFEST_NAME,
     BaseLock,
+    BaseMismatch,
     Manifest,
     Merge,
     MergedAdapter,
@@ -88,6 +89,7 @@ def merge_adapter(
     onto: Onto,
     storage: Storage = "bf16",
     combination: Combination | None = None,
+    allow_base_mismatch: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress = lambda _done, _all: None,
@@ -98,7 +100,8 @@ def merge_adapter(
     the same base. The result has the base's shards, its
     weights in bfloat16 or (all linear layers but the head) quantized to ``storage`` by rounding to nearest,
     and loads with transformers alone. Of a release it is a release too, of kind ``merged`` or ``quantized``,
-    and the base must have the digests that the adapter's manifest names. ``device`` quantizes (its own codes
+    and the base must have the digests that the adapter's manifest names, unless ``allow_base_mismatch`` says
+    why another will do, which the new manifest records. ``device`` quantizes (its own codes
     where a number lies between two); ``threads`` defaults to the processors at hand and changes no byte.
 
     Raises ReleaseError when a tensor matches nothing in the base or cannot be merged right, or when ``out``
@@ -111,8 +114,12 @@ def merge_adapter(
     others = combination.others if combination else ()
     releases = {folder: _open_release(folder) for folder, _weight in others}
     lock = source.manifest.base if source else None
+    mismatch = None
     if lock is not None:
-        check_config(lock, base)
+        if allow_base_mismatch is None:
+            check_config(lock, base)
+        else:
+            mismatch = check_base(lock, base, allow_mismatch=allow_base_mismatch)
         _check_same_base(lock, releases)
     checkpoint = open_checkpoint(base)
     quantization = _quantization(source, onto)
@@ -124,8 +131,8 @@ def merge_adapter(
         out,
         inputs=_inputs(adapter, onto, storage, device, combination),
         tokenizer=adapter,
-        draft=_draft(source, onto, storage, combination, releases) if source else None,
-        check_sources=(lambda digests: _check_weights(lock, base, digests)) if lock else None,
+        draft=_draft(source, onto, storage, combination, releases, mismatch) if source else None,
+        check_sources=(lambda digests: _check_weights(lock, base, digests, mismatch)) if lock else None,
         threads=threads,
         progress=progress,
     )
@@ -202,10 +209,19 @@ def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
     return source.manifest.base.quantization
 
 
-def _check_weights(lock: BaseLock, base: Path, digests: Mapping[str, str]) -> None:
-    """Hold the base's weight files against the lock; those not in ``digests`` are hashed first."""
+def _check_weights(
+    lock: BaseLock, base: Path, digests: Mapping[str, str], mismatch: BaseMismatch | None
+) -> None:
+    """Hold the base's weight files against the lock, or against the other base that was allowed.
+
+    Those not in ``digests`` are hashed first.
+    """
     others = {path.name: sha256_file(path) for path in weight_files(base) if path.name not in digests}
-    check_base(lock, base, {**digests, **others})
+    found = {**digests, **others}
+    if mismatch is None:
+        check_base(lock, base, found)
+    elif base_digest(found) != mismatch.digest:
+        raise BaseMismatchError(f"the base in {base} changed while it was merged", "do it again")
 
 
 def _check_same_base(lock: BaseLock, releases: Mapping[Path, Release | None]) -> None:
@@ -226,10 +242,11 @@ def _draft(
     storage: Storage,
     combination: Combination | None,
     releases: Mapping[Path, Release | None],
+    mismatch: BaseMismatch | None,
 ) -> Manifest:
     """The new release's manifest, without its files."""
     adapter = source.manifest
-    merge = Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage)
+    merge = Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage, base_mismatch=mismatch)
     if combination is not None:
         merge = merge.model_copy(
             update={
