@@ -117,6 +117,8 @@ class Hardware(Frozen):
     """Memory of the device: host memory for the CPU."""
     count: Annotated[int, Field(ge=1)] = 1
     """Processor cores, or GPUs."""
+    arithmetic: Literal["bfloat16", "float32"] = "bfloat16"
+    """What products are computed in: float32 on processors that have no bfloat16 instructions."""
 
 
 class MergedAdapter(Frozen):

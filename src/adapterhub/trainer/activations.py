@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapterhub.packaging.evidence import LedgerPart
+from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import Linear, ModelShape
 
@@ -155,58 +156,75 @@ def _dequantized_bytes(shape: ModelShape) -> int:
     """The buffer for weights of linears that share an input: all of them, or the largest of many."""
     groups: dict[str, list[int]] = {}
     for linear in shape.linears:
-        name = linear.path.rpartition(".")[2]
-        groups.setdefault(_SHARED_INPUTS.get(name, name), []).append(2 * linear.weights)
+        groups.setdefault(_input_of(linear), []).append(2 * linear.weights)
     return max(sum(sizes) if sum(sizes) <= STACKED_BYTES else max(sizes) for sizes in groups.values())
 
 
+def _input_of(linear: Linear) -> str:
+    """A name for what ``linear`` is applied to in its layer: the same for those that share it."""
+    name = linear.path.rpartition(".")[2]
+    return _SHARED_INPUTS.get(name, name)
+
+
+def element_of(hardware: Hardware) -> tuple[int, str]:
+    """Bytes of a number that ``hardware`` computes with, and its dtype's short name."""
+    return (4, "fp32") if hardware.arithmetic == "float32" else (2, "bf16")
+
+
 def plain_activations(
-    shape: ModelShape, recipe: Recipe, setting: Setting, cuda: bool
+    shape: ModelShape, recipe: Recipe, setting: Setting, hardware: Hardware
 ) -> Iterator[LedgerPart]:
-    """Parts of transformers with peft, bf16 autocast, loss over all logits at once."""
+    """Parts of transformers with peft: bf16 autocast (or float32), loss over all logits at once."""
+    width, dtype = element_of(hardware)
     tokens = setting.micro_batch * recipe.data.max_length
-    layer = tokens * _plain_layer_bytes(shape, recipe)
+    layer = tokens * _plain_layer_bytes(shape, recipe, width)
     kept = shape.layers - setting.recompute_all
     yield ledger_part(
         "saved activations", kept * layer, f"{tokens:,} tokens, {kept} layers of {layer // tokens:,} B"
     )
     yield ledger_part(
         "saved for recomputing",
-        setting.recompute_all * tokens * 2 * shape.hidden,
-        f"{setting.recompute_all} layers of {2 * shape.hidden:,} B a token: their input",
+        setting.recompute_all * tokens * width * shape.hidden,
+        f"{setting.recompute_all} layers of {width * shape.hidden:,} B a token: their input",
     )
-    working = tokens * (8 * shape.intermediate + 8 * shape.hidden) + 2 * 2 * shape.largest_linear
+    gradients = 4 * width * (shape.intermediate + shape.hidden)  # of one layer, a token
+    working = tokens * gradients + 2 * width * shape.largest_linear
     if setting.recompute_all:
         working += layer
     yield ledger_part(
         "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
     )
     yield ledger_part(
-        "loss", 14 * tokens * shape.vocab, "14 B a logit: bf16, fp32, its log-softmax and gradient"
+        "loss",
+        (12 + width) * tokens * shape.vocab,
+        f"{12 + width} B a logit: {dtype}, fp32, its log-softmax and gradient",
     )
-    if not cuda:
+    if hardware.device == "cpu":
         yield ledger_part(
             "allocator", _CPU_FRAGMENTATION * kept * layer, "free blocks between saved ones, 30 % of them"
         )
 
 
-def _plain_layer_bytes(shape: ModelShape, recipe: Recipe) -> int:
-    """Bytes a token that autograd saves in one layer of transformers with peft under bf16 autocast.
+def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> int:
+    """Bytes a token that autograd saves in one layer of transformers with peft, of ``width`` bytes a number.
 
-    Each LoRA module keeps its own bf16 copy of its input and its product with A; the activation keeps gate,
+    Each LoRA module keeps its own copy of its input and its product with A; the activation keeps gate,
     its value and up; attention keeps query, key and value with the key-value heads repeated, its output and
     its mask; each norm keeps its input in fp32.
     """
     adapted = [linear for linear in shape.adapted(recipe.lora.target_modules) if linear not in shape.tower]
-    copies = sum(_lora_copies(linear, recipe) for linear in adapted)
+    copies = sum(_lora_copies(linear, recipe, width) for linear in adapted)
+    if width == 4:  # nothing is cast, so that linears which share an input keep it once
+        inputs = {_input_of(linear): linear.inputs for linear in adapted}
+        copies += width * (sum(inputs.values()) - sum(linear.inputs for linear in adapted))
     heads = shape.heads * shape.head_dim
-    attention = 2 * 4 * heads + 4 * shape.heads + 2 * recipe.data.max_length
-    return copies + 2 * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights
+    attention = width * (4 * heads + recipe.data.max_length) + 4 * shape.heads
+    return copies + width * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights
 
 
-def _lora_copies(linear: Linear, recipe: Recipe) -> int:
+def _lora_copies(linear: Linear, recipe: Recipe, width: int) -> int:
     mask = 4 * linear.inputs if recipe.lora.dropout else 0
-    return 2 * (linear.inputs + recipe.lora.rank) + mask
+    return width * (linear.inputs + recipe.lora.rank) + mask
 
 
 def ledger_part(name: str, size: float, formula: str, on: Place = "device") -> LedgerPart:

@@ -37,7 +37,8 @@ def training_arguments(
         weight_decay=settings.weight_decay,
         max_grad_norm=0.0 if fast else settings.max_grad_norm,  # the fast path clips inside its optimizer
         optim=plan.optimizer,
-        bf16=not fast,  # the fast path has its own compute dtype; autocast would only get in its way
+        # The fast path has its own compute dtype; autocast would only get in its way.
+        bf16=not fast and hardware.arithmetic == "bfloat16",
         use_cache=False,  # with a cache, transformers does not see that rows are packed: examples would mix
         use_cpu=hardware.device == "cpu",
         seed=settings.seed,

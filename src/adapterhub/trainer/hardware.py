@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapterhub.errors import RecipeError
 from adapterhub.packaging.manifest import Hardware
+from adapterhub.trainer.arithmetic import arithmetic_of
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt])?(i?)b?\s*$", re.IGNORECASE)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -21,7 +22,13 @@ def detect_hardware() -> Hardware:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Hardware(device="cuda", name=properties.name, memory_bytes=properties.total_memory)
-    return Hardware(device="cpu", name=_processor(), memory_bytes=_host_memory(), count=_cores())
+    return Hardware(
+        device="cpu",
+        name=_processor(),
+        memory_bytes=_host_memory(),
+        count=_cores(),
+        arithmetic=arithmetic_of("cpu"),
+    )
 
 
 def described_gpu(memory_bytes: int) -> Hardware:

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 
 from adapterhub.packaging.evidence import LedgerPart
 from adapterhub.packaging.manifest import Hardware, Quantization
-from adapterhub.trainer.activations import Place, Setting, fast_activations, kept_bytes, plain_activations
+from adapterhub.trainer.activations import (
+    Place,
+    Setting,
+    element_of,
+    fast_activations,
+    kept_bytes,
+    plain_activations,
+)
 from adapterhub.trainer.activations import ledger_part as _part
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape
@@ -70,11 +77,12 @@ def ledger(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setti
     Raises RecipeError when ``lora.target_modules`` names modules the shape does not have.
     """
     cuda = hardware.device == "cuda"
-    parts = [*_base_parts(shape, recipe.quantization), *_adapter_parts(shape, recipe, setting, cuda)]
+    parts = [*_base_parts(shape, recipe.quantization, hardware)]
+    parts += _adapter_parts(shape, recipe, setting, hardware)
     if setting.engine == "fast":
         parts += fast_activations(shape, recipe, setting)
     else:
-        parts += plain_activations(shape, recipe, setting, cuda)
+        parts += plain_activations(shape, recipe, setting, hardware)
     if cuda:
         left = _left_behind(shape, recipe, setting) if setting.engine == "fast" else 0.0
         parts += _cuda_overhead(parts, left)
@@ -97,10 +105,13 @@ def adapter_weights(shape: ModelShape, recipe: Recipe) -> int:
     return sum(recipe.lora.rank * (linear.inputs + linear.outputs) * linear.count for linear in adapted)
 
 
-def _base_parts(shape: ModelShape, quantization: Quantization | None) -> Iterator[LedgerPart]:
+def _base_parts(
+    shape: ModelShape, quantization: Quantization | None, hardware: Hardware
+) -> Iterator[LedgerPart]:
     weights = shape.quantized_weights
+    width, dtype = element_of(hardware)
     if quantization is None:
-        yield _part("base weights", 2 * weights, f"{weights:,} weights, 2 B each in bf16")
+        yield _part("base weights", width * weights, f"{weights:,} weights, {width} B each in {dtype}")
     elif quantization.type == "int8":
         rows = sum(linear.outputs * linear.count for linear in (*shape.linears, *shape.tower))
         yield _part("base codes", weights, f"{weights:,} weights, 1 B each in int8")
@@ -118,11 +129,16 @@ def _base_parts(shape: ModelShape, quantization: Quantization | None) -> Iterato
         )
     plain = shape.plain_weights
     yield _part(
-        "unquantized weights", 2 * plain, f"{plain:,} in embeddings, head and norms, 2 B each in bf16"
+        "unquantized weights",
+        width * plain,
+        f"{plain:,} in embeddings, head and norms, {width} B each in {dtype}",
     )
 
 
-def _adapter_parts(shape: ModelShape, recipe: Recipe, setting: Setting, cuda: bool) -> Iterator[LedgerPart]:
+def _adapter_parts(
+    shape: ModelShape, recipe: Recipe, setting: Setting, hardware: Hardware
+) -> Iterator[LedgerPart]:
+    cuda, bf16 = hardware.device == "cuda", hardware.arithmetic == "bfloat16"
     count = adapter_weights(shape, recipe)
     paged: Place = "host" if cuda and setting.optimizer != "adamw" else "device"
     where = ", paged to the host" if paged == "host" else ""
@@ -136,7 +152,8 @@ def _adapter_parts(shape: ModelShape, recipe: Recipe, setting: Setting, cuda: bo
         f"rank {recipe.lora.rank}: {count:,} parameters, 4 B each in fp32{beside}",
         on=masters,
     )
-    yield _part("adapter copies", 2 * count, "2 B a parameter: the bf16 weights that products use")
+    if bf16:
+        yield _part("adapter copies", 2 * count, "2 B a parameter: the bf16 weights that products use")
     yield _part("adapter gradients", 4 * count, "4 B a parameter in fp32")
     if setting.optimizer == "paged_adamw_8bit":
         bytes_each, how = 2 + 2 * 4 / SCALE_BLOCK, "two 8-bit moments and their scales"

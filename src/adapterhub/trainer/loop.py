@@ -197,7 +197,7 @@ def held_out_loss(trainer: AdapterTrainer, rows: Sequence[PackedRow]) -> float:
     count = 0
     size = trainer.args.per_device_train_batch_size
     plain = trainer.fast is None
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=plain):
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16):
         for at in range(0, len(rows), size):
             batch = trainer.collate_rows(rows[at : at + size])
             count += int((batch["labels"][:, 1:] != IGNORED).sum())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapterhub.errors import RecipeError, ReleaseError, TrainingError
 from adapterhub.packaging.base import weight_files
 from adapterhub.packaging.manifest import Quantization
+from adapterhub.trainer.arithmetic import arithmetic_of, compute_in_float32
 from adapterhub.trainer.recipe import LoraSection
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
     """The base model in ``folder`` on ``device``: frozen, linear layers quantized, everything else in bf16.
 
     QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product.
+    On a processor without bfloat16 instructions the same weights compute in float32.
     Raises ReleaseError when the folder is not a checkpoint that transformers knows, TrainingError when it
     does not fit.
     """
@@ -78,6 +80,8 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
         ) from err
     if device == "cpu" and quantization is not None:
         _check_rows_are_whole_blocks(model, quantization)
+    if arithmetic_of(device) == "float32":
+        compute_in_float32(model)
     model.requires_grad_(False)
     return model
 
