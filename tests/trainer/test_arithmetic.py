@@ -23,9 +23,7 @@ def test_the_same_weights_give_the_same_words(
     arithmetic: Arithmetic
     for arithmetic in ("bfloat16", "float32"):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "adapterhub.trainer.model.arithmetic_of", lambda _device, found=arithmetic: found
-            )
+            patch.setattr("adapterhub.trainer.model.arithmetic_of", lambda _device, found=arithmetic: found)
             models[arithmetic] = load_base(tiny_base, quantization, "cpu").eval()
     wide, narrow = models["float32"].state_dict(), models["bfloat16"].state_dict()
     assert wide.keys() == narrow.keys()
