@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from adapterhub.errors import DataError
 from adapterhub.packaging.files import staged_folder
@@ -40,6 +40,8 @@ class Judgment(Frozen):
     verdict: Verdict
     """The better answer by its place; ``unparsed``: the rater's words gave none, and none is guessed."""
     rater: str
+    reply: str | None = None
+    """What a judge model said; None of people and of what was imported."""
 
 
 class RelativeScore(Frozen):
@@ -63,11 +65,36 @@ class Source(Frozen):
     rows: int
 
 
+class System(Frozen):
+    """Who answered."""
+
+    name: str
+    kind: Literal["release", "checkpoint", "answers"]
+    sha256: Sha256
+    """Of a release's manifest, of a file of answers; a checkpoint's base digest."""
+    decoding: dict[str, Any] | None = None
+    """How it answered; None for a file of answers."""
+
+
+class Rater(Frozen):
+    """Who judges."""
+
+    name: str
+    kind: Literal["model", "person"]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Of a model: where it runs, its decoding, the prompt's sha256."""
+
+
 class ArenaFile(Frozen):
     """arena.json: where an arena's judgments come from."""
 
     schema_version: Literal[1] = 1
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = ()
+    """Files that were imported."""
+    questions: Source | None = None
+    """What was asked here."""
+    systems: tuple[System, ...] = ()
+    raters: tuple[Rater, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,8 +141,7 @@ def write_arena(arena: Arena, folder: Path) -> None:
         (staging / ARENA).write_text(content, encoding="utf-8")
         for name, rows in ((PAIRWISE, arena.pairwise), (RELATIVE, arena.relative)):
             if rows:
-                lines = "".join(row.model_dump_json() + "\n" for row in rows)
-                (staging / name).write_text(lines, encoding="utf-8")
+                (staging / name).write_bytes(b"".join(map(to_line, rows)))
 
 
 def read_arena(folder: Path) -> Arena:
@@ -123,19 +149,30 @@ def read_arena(folder: Path) -> Arena:
     path = folder / ARENA
     if not path.is_file():
         raise DataError(f"{folder} is no arena: {ARENA} is missing", "make it: adapterhub arena import FILE")
-    try:
-        sources = ArenaFile.model_validate_json(path.read_bytes()).sources
-    except ValidationError as err:
-        raise DataError(f"{path}: {err.errors()[0]['msg']}", "import the judgments again") from err
+    sources = read_head(folder).sources
     return Arena(
-        sources, _read_lines(folder / PAIRWISE, Judgment), _read_lines(folder / RELATIVE, RelativeScore)
+        sources, read_lines(folder / PAIRWISE, Judgment), read_lines(folder / RELATIVE, RelativeScore)
     )
+
+
+def read_head(folder: Path) -> ArenaFile:
+    """An arena's arena.json. Raises DataError when it is malformed."""
+    path = folder / ARENA
+    try:
+        return ArenaFile.model_validate_json(path.read_bytes())
+    except ValidationError as err:
+        raise DataError(f"{path}: {err.errors()[0]['msg']}", "make the arena again") from err
 
 
 RowT = TypeVar("RowT", bound=Frozen)
 
 
-def _read_lines(path: Path, model: type[RowT]) -> tuple[RowT, ...]:
+def to_line(row: Frozen) -> bytes:
+    """A row as a line of JSONL; what has its default value is left out."""
+    return (row.model_dump_json(exclude_defaults=True) + "\n").encode()
+
+
+def read_lines(path: Path, model: type[RowT]) -> tuple[RowT, ...]:
     """A JSONL file's rows; none when there is no such file."""
     if not path.is_file():
         return ()
@@ -145,7 +182,8 @@ def _read_lines(path: Path, model: type[RowT]) -> tuple[RowT, ...]:
             rows.append(model.model_validate_json(line))
         except ValidationError as err:
             raise DataError(
-                f"{path}, line {number}: {err.errors()[0]['msg']}", "import the judgments again"
+                f"{path}, line {number}: {err.errors()[0]['msg']}",
+                "remove that line, or make the arena again",
             ) from err
     return tuple(rows)
 

@@ -1,4 +1,4 @@
-"""arena import, arena report."""
+"""arena import, arena report; `contests` has arena judge and arena people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.contests import judge_command, people_command
 from adapterhub.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ _ORDERINGS = 10_000
 @click.group("arena")
 def arena_command() -> None:
     """Compare systems by judgments of their answers: ratings with intervals, bias and agreement."""
+
+
+arena_command.add_command(judge_command)
+arena_command.add_command(people_command)
 
 
 @arena_command.command("import")

@@ -47,7 +47,7 @@ def serve_command(root: Path, host: str, port: int, user: str | None, token: str
         raise click.UsageError("--user and --token belong together.")
     if token is not None and not (token.isascii() and token.isprintable() and token.split() == [token]):
         raise click.UsageError("--token must be printable ASCII without blanks.")
-    with _serve_extra():
+    with serve_extra():
         from adapterhub.hub.server.serve import serve
 
     def announce(address: str, open_to_all: bool) -> None:
@@ -80,7 +80,7 @@ def token_group() -> None:
 )
 def add_token_command(root: Path, user: str, role: str, orgs: tuple[str, ...]) -> None:
     """Make a token for the Hub in the folder ROOT and print it: it is shown only this once."""
-    with _serve_extra():
+    with serve_extra():
         from adapterhub.hub.server.accounts import add_token
     token, record = add_token(root, user, role, orgs)
     click.echo(token)
@@ -92,7 +92,7 @@ def add_token_command(root: Path, user: str, role: str, orgs: tuple[str, ...]) -
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_tokens_command(root: Path, as_json: bool) -> None:
     """List the tokens kept in the folder ROOT: id, user, role, organisations, when made."""
-    with _serve_extra():
+    with serve_extra():
         from adapterhub.hub.server.accounts import read_tokens
     records = read_tokens(root)
     if as_json:
@@ -111,15 +111,15 @@ def list_tokens_command(root: Path, as_json: bool) -> None:
 @click.argument("token_id")
 def revoke_token_command(root: Path, token_id: str) -> None:
     """Revoke the token with TOKEN_ID (see `list`); a Hub that is running refuses it from now on."""
-    with _serve_extra():
+    with serve_extra():
         from adapterhub.hub.server.accounts import revoke_token
     record = revoke_token(root, token_id)
     click.echo(f"revoked {record.id} of {record.user}", err=True)
 
 
 @contextlib.contextmanager
-def _serve_extra() -> Iterator[None]:
-    """Say which extra is missing when the Hub's own dependencies are not installed."""
+def serve_extra(what: str = "the embedded Hub needs", otherwise: str = "") -> Iterator[None]:
+    """Say which extra is missing when what the ``serve`` extra brings is not installed."""
     try:
         yield
     except ModuleNotFoundError as err:
@@ -127,5 +127,5 @@ def _serve_extra() -> Iterator[None]:
         if missing not in ("dulwich", "starlette", "uvicorn"):
             raise
         raise HubError(
-            f"the embedded Hub needs {missing}, which is not installed", "pip install 'adapterhub[serve]'"
+            f"{what} {missing}, which is not installed", f"pip install 'adapterhub[serve]'{otherwise}"
         ) from err
