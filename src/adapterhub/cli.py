@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "adapterhub.commands.training",
     "eval": "adapterhub.commands.evidence",
     "card": "adapterhub.commands.cards",
+    "site": "adapterhub.commands.site",
     "failures": "adapterhub.commands.failures",
     "arena": "adapterhub.commands.arena",
     "keygen": "adapterhub.commands.signing",
