@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def to_messages(content: Any) -> tuple[dict[str, str], ...]:
@@ -33,8 +34,7 @@ def canonical(content: Any) -> bytes:
 
     Raises ValueError for NaN and infinite numbers, which JSON has not.
     """
-    line = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return line.encode() + b"\n"
+    return _CANONICAL.encode(content).encode() + b"\n"
 
 
 def kind(value: Any) -> str:

@@ -47,12 +47,12 @@ class SplitCount:
             self._content.update(line)
             self._bytes += len(line)
         for row in rows:
-            self._trained_on.update(canonical(row.messages))
+            self._trained_on.update(row.said)
         texts = [[message["content"] for message in row.messages] for row in rows]
         self._messages += sum(len(row) for row in texts)
         words = [[split_words(text) for text in row] for row in texts]
         self._lengths.add(texts, [sum(len(text) for text in row) for row in words])
-        self._duplicates.add(self.split, [row.messages for row in rows])
+        self._duplicates.add(self.split, [row.said for row in rows])
         self._personal.add(self.split, self.rows, texts)
         if self.split == "train":
             self._overlaps.add_train([spoken(row, said) for row, said in zip(rows, words, strict=True)])

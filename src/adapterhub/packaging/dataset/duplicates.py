@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from adapterhub.packaging.dataset.bits import Spool
 from adapterhub.packaging.dataset.evidence import Duplicates
-from adapterhub.packaging.rows import canonical
 from adapterhub.packaging.splits import Split
 
 _SPLITS: Final[tuple[Split, ...]] = ("train", "test")
@@ -26,9 +25,9 @@ class DuplicateSearch:
         self._spool = Spool(folder, [("more", np.uint64), ("split", np.uint8), ("row", np.uint64)])
         self._rows = dict.fromkeys(_SPLITS, 0)
 
-    def add(self, split: Split, rows: Sequence[Any]) -> None:
-        """The next rows of a split, each as its messages."""
-        digests = b"".join(blake2b(canonical(row), digest_size=16).digest() for row in rows)
+    def add(self, split: Split, rows: Sequence[bytes]) -> None:
+        """The next rows of a split, each as its messages in canonical JSON."""
+        digests = b"".join(blake2b(row, digest_size=16).digest() for row in rows)
         halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
         numbers = np.arange(self._rows[split], self._rows[split] + len(rows), dtype=np.uint64)
         self._spool.add(halves[:, 0], more=halves[:, 1], split=_SPLITS.index(split), row=numbers)

@@ -38,6 +38,8 @@ class InputRow:
     content: dict[str, Any]
     """All its columns."""
     messages: tuple[dict[str, str], ...]
+    said: bytes
+    """The messages as canonical JSON."""
     where: str
     """Where it stands, like ``train.jsonl, line 12``."""
     size: int
@@ -98,7 +100,7 @@ def read_batches(inputs: Inputs) -> Iterator[tuple[Split, list[InputRow]]]:
 def _is_held_out(row: InputRow, share: float) -> bool:
     if not share:
         return False
-    digest = blake2b(canonical(row.messages), digest_size=8).digest()
+    digest = blake2b(row.said, digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -116,7 +118,7 @@ class _Problems:
             messages = to_messages(content)
             check_order(messages)
             self._check_form(content, where)
-            return InputRow(content, messages, where, len(canonical(content)))
+            return InputRow(content, messages, canonical(messages), where, len(canonical(content)))
         except (ValueError, TypeError) as err:  # TypeError: parquet holds more than JSON can say
             self._count += 1
             if len(self._found) < _SHOWN:

@@ -59,17 +59,36 @@ def _anything(found: str) -> bool:
     return True
 
 
-# kind, what a text must hold to be searched at all, pattern, and a check of what it found
-_KINDS: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str], Callable[[str], bool]], ...] = (
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{30,}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bsk-[A-Za-z0-9_-]{20,}\b|\bAKIA[0-9A-Z]{16}\b"
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----"
+)
+# One of these stands in each of them. Words are found much faster than patterns that begin with one of many.
+_SECRET_MARKS = (
+    "hf_",
+    *(f"gh{kind}_" for kind in "pousr"),
+    "sk-",
+    "AKIA",
+    *(f"xox{kind}-" for kind in "abprs"),
+    "PRIVATE KEY-----",
+)
+
+
+def _may_hold_secret(text: str) -> bool:
+    return any(mark in text for mark in _SECRET_MARKS)
+
+
+# kind, whether a text needs to be searched at all, pattern, and a check of what it found
+_KINDS: tuple[tuple[str, Callable[[str], object], re.Pattern[str], Callable[[str], bool]], ...] = (
     (
         "e-mail address",
-        re.compile("@"),
+        re.compile("@").search,
         re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}\b", re.ASCII),
         _is_real_address,
     ),
     (
         "telephone number",
-        re.compile(r"[+(]\d"),
+        re.compile(r"[+(]\d").search,
         re.compile(
             r"(?<![\w+(])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?|\(\d{2,5}\)[ .-]?)"
             r"\d(?:[ .-]?\d){5,12}(?!\w)"
@@ -78,7 +97,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str], Callable[[str]
     ),
     (
         "payment card number",
-        re.compile(r"\d{4}[ -]?\d{4}"),
+        re.compile(r"\d{4}[ -]?\d{4}").search,
         re.compile(
             r"(?<![\w.-])(?:4\d{3}|5[1-5]\d{2}|2[2-7]\d{2}|6(?:011|5\d{2})|3[47]\d{2})"
             r"(?:[ -]?\d){9,12}(?![\w.-])"
@@ -87,29 +106,26 @@ _KINDS: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str], Callable[[str]
     ),
     (
         "bank account number (IBAN)",
-        re.compile(r"[A-Z]{2}\d{2}"),
+        re.compile(r"[A-Z]{2}\d{2}").search,
         re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b"),
         _is_iban,
     ),
     (
         "public IP address",
-        re.compile(r"\d\.\d"),
+        re.compile(r"\d\.\d").search,
         re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)"),
         _is_public_ip,
     ),
     (
         "US social security number",
-        re.compile(r"\d-\d"),
+        re.compile(r"\d-\d").search,
         re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"),
         _anything,
     ),
     (
         "access token or private key",
-        None,
-        re.compile(
-            r"\bhf_[A-Za-z0-9]{30,}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bsk-[A-Za-z0-9_-]{20,}\b|\bAKIA[0-9A-Z]{16}\b"
-            r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----"
-        ),
+        _may_hold_secret,
+        _SECRET,
         _anything,
     ),
 )
@@ -143,5 +159,5 @@ def find_personal_data(text: str) -> list[str]:
     return [
         kind
         for kind, needs, pattern, check in _KINDS
-        if (needs is None or needs.search(text)) and any(check(found[0]) for found in pattern.finditer(text))
+        if needs(text) and any(check(found[0]) for found in pattern.finditer(text))
     ]
