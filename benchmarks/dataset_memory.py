@@ -7,8 +7,8 @@ Run it on an idle machine::
 Each is a process of its own that ends with parquet files. Ours pushes to an embedded Hub what it has checked,
 counted, searched for duplicates, personal data and overlap with a test split and with a benchmark (whose rows
 stand among these), and written; ``datasets`` reads the same file with ``load_dataset("json")`` and writes it
-with ``to_parquet``, and checks nothing. Peaks are resident memory in bytes. Exits 1 when ours grows by more than
-100 MiB from the first size to the last.
+with ``to_parquet``, and checks nothing. Peaks are resident memory in bytes. Exits 1 when ours grows by more
+than 100 MiB from the first size to the last.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from adapterhub.errors import (
 )
 from adapterhub.hub import downloads
 from adapterhub.hub.pull import Pulled, pull
-from adapterhub.hub.push import push
+from adapterhub.hub.push import Delivery, push
 from adapterhub.packaging.files import list_files
 from adapterhub.packaging.keys import KeyPair, generate_key, trust_key
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
@@ -69,7 +69,11 @@ def publish(hub_server, repo: str, tiny_release: Path, tmp_path: Path, hub_cache
                 sign_release(path, key)
             release = Release.open(path)
             commit = push(
-                release, repo, endpoint=hub_server.url, token=hub_server.token, private=private
+                release,
+                repo,
+                endpoint=hub_server.url,
+                token=hub_server.token,
+                delivery=Delivery(private=private),
             ).commit
         shutil.rmtree(hub_cache, ignore_errors=True)
         assert commit is not None
@@ -125,6 +129,40 @@ def test_without_versions_the_main_branch_is_taken(api, publish, get, repo) -> N
     api.delete_tag(repo, tag="v0.1.0")
     pulled = get(repo)
     assert (pulled.commit, pulled.tag) == (commit, None)
+
+
+def test_latest_is_the_highest_version_or_an_error(api, publish, get, repo) -> None:
+    publish("0.9.0", "0.10.0")
+    api.create_branch(repo, branch="latest", revision="v0.9.0")
+    assert get(f"{repo}@latest").tag == "v0.10.0"
+    api.delete_tag(repo, tag="v0.9.0")
+    api.delete_tag(repo, tag="v0.10.0")
+    with pytest.raises(RefError, match="no version yet"):
+        get(f"{repo}@latest")
+
+
+def test_only_the_adapter_and_then_the_rest(publish, get, repo, keys, hub_cache, tmp_path) -> None:
+    publish("0.1.0", key=keys.private)
+    part = get(repo, only="adapter", keys=[keys.public], out=tmp_path / "part")
+    assert part.signer is not None
+    assert "evidence/version.json" in part.release.manifest.files
+    there = set(list_files(tmp_path / "part"))
+    assert {"adapter_model.safetensors", "tokenizer.json", MANIFEST_NAME, "model.sig"} <= there
+    assert not [name for name in list_files(hub_cache) if name.endswith("version.json")]
+    assert get(repo, only="adapter", out=tmp_path / "part").files == part.files
+    whole = get(repo)
+    assert set(whole.files) == set(whole.release.manifest.files) > set(part.files)
+    (whole.release.path / "tokenizer.json").resolve().write_text("{}")
+    assert get(repo, only="adapter").files == part.files  # and mended
+    whole.release.check_files()
+
+
+def test_what_is_no_adapter_has_no_adapter_to_take(api, publish, get, repo, tiny_release) -> None:
+    manifest = Manifest.read(tiny_release).model_copy(update={"kind": "merged"})
+    (tiny_release / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    publish("0.1.0")
+    with pytest.raises(ReleaseError, match="of kind merged"):
+        get(repo, only="adapter")
 
 
 def test_every_way_to_name_a_state(api, publish, get, repo) -> None:
@@ -473,7 +511,7 @@ def test_offline_mode(publish, get, repo, hub_cache) -> None:
         assert (document["path"], document["offline"]) == (str(pulled.release.path), True)
         told = [line for line in found.stderr.splitlines() if line.startswith("warning: ")]
         assert len(told) == 1
-        assert "the Hub could not be reached (HF_HUB_OFFLINE is set" in told[0]
+        assert told[0].startswith("warning: offline; this is what was pulled before as")
     missing = run("ada/never-pulled@0.1.0")
     assert missing.returncode == 5
     assert "HF_HUB_OFFLINE" in missing.stderr

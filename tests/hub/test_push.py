@@ -12,8 +12,10 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import get_session
 
 from adapterhub.errors import (
     AdapterHubError,
@@ -28,7 +30,7 @@ from adapterhub.errors import (
 from adapterhub.hub import push as push_module
 from adapterhub.hub import uploads
 from adapterhub.hub.pull import pull
-from adapterhub.hub.push import push
+from adapterhub.hub.push import Delivery, push
 from adapterhub.packaging.files import list_files
 from adapterhub.packaging.keys import generate_key, trust_key
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
@@ -188,7 +190,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(api, send, repo, ti
 
 
 def test_a_private_repository_stays_so(hub_server, api, send, repo, tiny_release, version_of) -> None:
-    send(tiny_release, repo, private=True)
+    send(tiny_release, repo, delivery=Delivery(private=True))
     assert api.model_info(repo).private
     send(version_of("0.2.0"), repo)
     assert api.model_info(repo).private
@@ -200,7 +202,7 @@ def test_a_private_repository_stays_so(hub_server, api, send, repo, tiny_release
 def test_private_is_not_claimed_of_a_public_repository(api, send, repo, tiny_release) -> None:
     api.create_repo(repo)
     with pytest.raises(HubError, match="everybody can read it"):
-        send(tiny_release, repo, private=True)
+        send(tiny_release, repo, delivery=Delivery(private=True))
     assert commits(api, repo) == 1
 
 
@@ -266,7 +268,7 @@ def test_a_branch_moved_meanwhile_is_a_conflict(api, send, repo, version_of, mon
         return real(*args, **options)
 
     monkeypatch.setattr(push_module, "commit_files", after_somebody_else)
-    with pytest.raises(ConflictError, match=repo):
+    with pytest.raises(ConflictError, match=f"{repo}: ada moved main meanwhile, .*Upload theirs.txt"):
         send(version_of("1.1.0"), repo)
     assert set(tags(api, repo)) == {"v1.0.0"}
     assert "theirs.txt" in api.list_repo_files(repo)
@@ -311,6 +313,62 @@ def test_pushes_at_the_same_time_lose_nothing(api, send, repo, version_of) -> No
     assert len(found) == len(done) + 1
     for version in done:
         assert f"evidence/{version}.json" in api.list_repo_files(repo, revision=f"v{version}")
+
+
+def test_a_branch_of_its_own_is_made_and_tagged(api, send, repo, version_of) -> None:
+    main = send(version_of("1.1.0"), repo).commit
+    pushed = send(version_of("1.0.0"), repo.replace("/", "/fresh-"), delivery=Delivery(branch="old/line"))
+    assert pushed.outcome == "pushed"
+    pushed = send(version_of("2.0.0"), repo, delivery=Delivery(branch="next", message="A new line"))
+    branches = {it.name: it.target_commit for it in api.list_repo_refs(repo).branches}
+    assert branches == {"main": main, "next": pushed.commit}
+    assert tags(api, repo)["v2.0.0"] == pushed.commit
+    assert api.list_repo_commits(repo, revision="next")[0].title == "A new line"
+
+
+def test_a_pull_request_gets_its_tag_once_it_is_merged(api, send, repo, version_of) -> None:
+    first = send(version_of("1.0.0"), repo).commit
+    newer, proposing = version_of("1.1.0"), Delivery(as_pull_request=True)
+    proposed = send(newer, repo, delivery=proposing)
+    assert proposed.outcome == "proposed"
+    assert proposed.url.endswith(f"/{repo}/discussions/1")
+    again = send(newer, repo, delivery=proposing)
+    assert (again.outcome, again.commit, again.url) == ("already there", proposed.commit, proposed.url)
+    assert set(tags(api, repo)) == {"v1.0.0"}
+    assert api.model_info(repo).sha == first
+    api.merge_pull_request(repo, 1)
+    assert send(newer, repo).outcome == "tagged"
+    assert tags(api, repo)["v1.1.0"] == api.model_info(repo).sha
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [Delivery(as_pull_request=True), Delivery(branch="v1.0.0"), Delivery(branch="a" * 40), Delivery("a b")],
+)
+def test_what_is_no_branch_to_go_to_is_said(send, repo, tiny_release, delivery) -> None:
+    with pytest.raises(RefError):
+        send(tiny_release, f"{repo}-never-made", delivery=delivery)
+
+
+@pytest.mark.parametrize(
+    ("offer", "taken"),
+    [("https://cas.example.org", True), ("local:///tmp/elsewhere", False), (None, False)],
+)
+def test_xet_is_asked_for_and_never_writes_where_a_hub_says(tmp_path, monkeypatch, offer, taken) -> None:
+    (tmp_path / "large.bin").write_bytes(bytes(2 << 20))
+    seen, asked = [], []
+
+    def answer(url: str, **_: object) -> httpx2.Response:
+        asked.append(url)
+        return httpx2.Response(200 if offer else 404, headers={"X-Xet-Cas-Url": offer or ""})
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(get_session(), "get", answer)
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, repo, operations, **_: seen.extend(operations))
+    api, add = HfApi(endpoint="http://127.0.0.1:9"), {"large.bin": tmp_path / "large.bin"}
+    uploads.commit_files(api, "a/b", add, (), message="m", parent="0" * 40, branch="x/y")
+    assert asked == ["http://127.0.0.1:9/api/models/a/b/xet-write-token/x%2Fy"]
+    assert isinstance(seen[0].path_or_fileobj, str) is taken  # only paths go through Xet
 
 
 def test_large_files_go_by_lfs_to_a_hub_of_ones_own(send, repo, tiny_release, monkeypatch, caplog) -> None:

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, constants
 
 from adapterhub.hub import downloads
 from adapterhub.packaging.keys import generate_key
+from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.signing import sign_release
 
 
@@ -60,6 +61,31 @@ def test_json_of_both(run_cli, repo, tiny_release, tmp_path) -> None:
     assert "do not trust" in err
     out = run_cli("pull", repo, "--json", "--key", keys.public, "--require-signed")[1]
     assert json.loads(out)["signer"]["fingerprint"] == keys.fingerprint
+
+
+def test_quiet_offline_and_a_part(run_cli, repo, tiny_release) -> None:
+    run_cli("push", tiny_release, repo)
+    code, out, err = run_cli("pull", repo, "--quiet")
+    assert (code, err) == (0, "")
+    dead = ("--endpoint", "http://127.0.0.1:9")
+    code, offline, err = run_cli("pull", repo, "--offline", *dead)
+    assert (code, offline) == (0, out), err
+    assert "warning: offline; this is what was pulled before" in err
+    assert run_cli("pull", "ada/never-pulled", "--offline", *dead)[0] == 5
+    part = json.loads(run_cli("pull", f"{repo}@latest", "--only", "adapter", "--json")[1])
+    assert part["complete"]  # nothing in it is left out by name: no card, no evidence
+    assert run_cli("pull", repo, "--only", "adapter", "--type", "dataset")[0] == 2
+
+
+def test_a_pull_request_by_command(run_cli, repo, tiny_release) -> None:
+    run_cli("push", tiny_release, repo)
+    (tiny_release / MANIFEST_NAME).write_bytes(
+        Manifest.read(tiny_release).model_copy(update={"version": "0.2.0"}).to_bytes()
+    )
+    code, out, err = run_cli("push", tiny_release, repo, "--create-pr", "--message", "Try this")
+    assert (code, out.splitlines()) == (0, [f"commit  {os.environ['HF_ENDPOINT']}/{repo}/discussions/1"])
+    assert "as a pull request; no tag yet" in err
+    assert run_cli("push", tiny_release, "ada/never-made", "--create-pr", "--private")[0] == 2
 
 
 def test_a_dry_run_lists_files_and_sizes(run_cli, repo, tiny_release) -> None:

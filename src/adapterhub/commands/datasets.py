@@ -14,7 +14,7 @@ from adapterhub.errors import DataError
 
 if TYPE_CHECKING:
     from adapterhub.hub.publishing import Published
-    from adapterhub.hub.push import Pushed
+    from adapterhub.hub.push import Delivery, Pushed
 
 
 _OPTIONS = (
@@ -59,7 +59,13 @@ def refuse_dataset_options(options: Mapping[str, Any]) -> None:
 
 
 def publish(
-    path: Path, repo: str, options: Mapping[str, Any], *, endpoint: str | None, private: bool, dry_run: bool
+    path: Path,
+    repo: str,
+    options: Mapping[str, Any],
+    *,
+    endpoint: str | None,
+    delivery: Delivery,
+    dry_run: bool,
 ) -> Pushed:
     """Make a dataset release of the rows in ``path``, push it, and say what was found in the rows."""
     from adapterhub.cards.dataset import render_dataset_card
@@ -77,7 +83,7 @@ def publish(
         password=os.environ.get(PASSWORD_VARIABLE),
     )
     published = publish_rows(
-        path, repo, wish, render_dataset_card, endpoint=endpoint, private=private, dry_run=dry_run
+        path, repo, wish, render_dataset_card, endpoint=endpoint, delivery=delivery, dry_run=dry_run
     )
     for line in _describe(published):
         click.echo(line, err=True)
@@ -109,6 +115,7 @@ def _describe(published: Published) -> list[str]:
     outcome = {
         "already there": "these very rows are there already; nothing was sent",
         "dry run": f"would send {len(sent)} files, {size} bytes; nothing was changed",
+        "proposed": f"{len(sent)} files, {size} bytes were sent as a pull request",
     }.get(pushed.outcome, f"{len(sent)} files, {size} bytes were sent")
     lines = [f"{pushed.repo}@{pushed.tag}: {outcome}"]
     lines.append(f"{rows}, each with {evidence.form}; digest {evidence.digest}")

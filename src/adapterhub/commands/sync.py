@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.commands.datasets import dataset_options, publish, refuse_dataset_options
+from adapterhub.commands.progress import show_download
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from adapterhub.hub.pull import Pulled
+    from adapterhub.hub.pull import Part, Pulled
     from adapterhub.hub.push import Pushed
     from adapterhub.packaging.anchors import Signer
     from adapterhub.packaging.release import Release
@@ -36,6 +38,11 @@ _TYPE = click.option(
 @dataset_options
 @_ENDPOINT
 @click.option("--private", is_flag=True, help="Make a new repository readable by its owner alone.")
+@click.option("--branch", default="main", show_default=True, help="Commit there; made from main if missing.")
+@click.option(
+    "--create-pr", is_flag=True, help="Propose the commit as a pull request; push again once merged."
+)
+@click.option("--message", help="The commit's message, instead of `Release NAME VERSION`.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push_command(
@@ -44,6 +51,9 @@ def push_command(
     kind: str | None,
     endpoint: str | None,
     private: bool,
+    branch: str,
+    create_pr: bool,
+    message: str | None,
     dry_run: bool,
     as_json: bool,
     **rows: Any,
@@ -56,12 +66,15 @@ def push_command(
     With `--type dataset`, FILE (or a folder) of rows in .jsonl, .json or .parquet is checked, made a dataset
     release and pushed; the options from --version to --key are for this.
     """
-    from adapterhub.hub.push import push
+    from adapterhub.hub.push import Delivery, push
     from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.release import Release
 
+    if create_pr and private:
+        raise click.UsageError("--private makes a new repository, --create-pr needs one that is there.")
+    delivery = Delivery(branch, private=private, as_pull_request=create_pr, message=message)
     if kind == "dataset" and not (folder / MANIFEST_NAME).is_file():
-        pushed = publish(folder, repo, rows, endpoint=endpoint, private=private, dry_run=dry_run)
+        pushed = publish(folder, repo, rows, endpoint=endpoint, delivery=delivery, dry_run=dry_run)
     else:
         refuse_dataset_options(rows)
         if folder.is_file():
@@ -69,7 +82,7 @@ def push_command(
         release = Release.open(folder)
         _check_kind(release, kind)
         _refuse_stale_card(release)
-        pushed = push(release, repo, endpoint=endpoint, private=private, dry_run=dry_run)
+        pushed = push(release, repo, endpoint=endpoint, delivery=delivery, dry_run=dry_run)
         _say_pushed(release, pushed)
     if as_json:
         click.echo(json.dumps(_pushed_json(pushed), indent=2))
@@ -78,14 +91,17 @@ def push_command(
             click.echo(f"{it.change:<9} {it.size:>12}  {it.name}")
     else:
         click.echo(f"commit  {pushed.url}")
-        click.echo(f"tag     {pushed.tag}")
+        if pushed.outcome != "proposed":
+            click.echo(f"tag     {pushed.tag}")
 
 
 @click.command("pull")
-@click.argument("ref", metavar="OWNER/NAME[@VERSION]")
+@click.argument("ref", metavar="OWNER/NAME[@VERSION|latest]")
 @_TYPE
 @_ENDPOINT
+@click.option("--only", type=click.Choice(["adapter"]), help="Leave out what loading it does not need.")
 @click.option("--out", type=click.Path(path_type=Path), help="Copy the release into this folder.")
+@click.option("--offline", is_flag=True, help="Ask no Hub: take what was pulled before.")
 @click.option(
     "--key",
     "keys",
@@ -98,23 +114,30 @@ def push_command(
 @click.option(
     "--allow-downgrade", is_flag=True, help="Take an older version than adapterhub.lock in this folder knows."
 )
+@click.option("--quiet", is_flag=True, help="Show no progress and no words, only errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull_command(
     ref: str,
     kind: str | None,
     endpoint: str | None,
+    only: Part | None,
     out: Path | None,
+    offline: bool,
     keys: tuple[Path, ...],
     require_signed: bool,
     locked: bool,
     allow_downgrade: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Download a release, check every file of it, and print the folder where it lies.
 
-    VERSION is a version, a branch, a tag or a commit; without it, the highest version is taken. Exits 4 when
+    VERSION is a version, a branch, a tag or a commit; without it, or with latest, the highest version is
+    taken. What was cut off goes on where it was. With --only adapter the card and the evidence stay away:
+    manifest, signatures and every file that is taken are checked as ever. Exits 4 when
     a file is not what the release lists, or a signature does not hold.
     """
+    from adapterhub.hub.client import offline as without_network
     from adapterhub.hub.lock import pull_locked, pull_not_older
     from adapterhub.hub.lockfile import LOCK_NAME
     from adapterhub.hub.pull import pull
@@ -123,6 +146,8 @@ def pull_command(
         raise click.UsageError(
             "--locked takes what is locked: leave out --allow-downgrade and --type dataset"
         )
+    if only and kind == "dataset":
+        raise click.UsageError("--only adapter and --type dataset exclude each other.")
     take: Callable[..., Pulled]
     if kind == "dataset":  # a lock holds adapters and models
         take = partial(pull, ref, repo_type="dataset")
@@ -130,9 +155,18 @@ def pull_command(
         take = partial(pull_locked, ref, Path(LOCK_NAME))
     else:
         take = partial(pull_not_older, ref, Path(LOCK_NAME), allow_downgrade=allow_downgrade)
-    pulled = take(endpoint=endpoint, out=out, keys=keys, require_signed=require_signed)
+    with show_download(quiet=quiet) as progress, without_network() if offline else nullcontext():
+        pulled = take(
+            endpoint=endpoint,
+            out=out,
+            keys=keys,
+            require_signed=require_signed,
+            only=only,
+            progress=progress,
+        )
     _check_kind(pulled.release, kind)
-    _say_pulled(pulled)
+    if not quiet:
+        _say_pulled(pulled)
     if as_json:
         click.echo(json.dumps(_pulled_json(pulled), indent=2))
     else:
@@ -167,6 +201,7 @@ def _say_pushed(release: Release, pushed: Pushed) -> None:
         "pushed": f"{len(sent)} of {len(pushed.files)} files were new or changed",
         "tagged": f"the files were there already; {pushed.tag} was added",
         "already there": "the very same release is there already; nothing was sent",
+        "proposed": f"{len(sent)} of {len(pushed.files)} files are proposed, as a pull request; no tag yet",
         "dry run": f"would send {len(sent)} files, {sum(it.size for it in sent)} bytes; nothing was changed",
     }
     _say(f"{pushed.repo}@{pushed.tag}: {told[pushed.outcome]}")
@@ -181,10 +216,11 @@ def _say_pushed(release: Release, pushed: Pushed) -> None:
 
 
 def _say_pulled(pulled: Pulled) -> None:
-    manifest = pulled.release.manifest
+    manifest, taken = pulled.release.manifest, len(pulled.files)
+    files = f"{taken} files" if taken == len(manifest.files) else f"{taken} of {len(manifest.files)} files"
     _say(
         f"{pulled.repo} at {pulled.commit[:12]}: {manifest.name} {manifest.version}, "
-        f"{len(manifest.files)} files, {pulled.release.size} bytes, all as its manifest lists them"
+        f"{files}, {_taken_bytes(pulled)} bytes, all as its manifest lists them"
     )
     for signer in pulled.signers:
         _say(f"signed by {signer}  ({signer.source})")
@@ -232,9 +268,14 @@ def _pulled_json(pulled: Pulled) -> dict[str, Any]:
         "signed": pulled.release.is_signed,
         "signer": _signer_json(pulled.signer),
         "signers": [_signer_json(signer) for signer in pulled.signers],
-        "files": len(manifest.files),
-        "bytes": pulled.release.size,
+        "files": len(pulled.files),
+        "bytes": _taken_bytes(pulled),
+        "complete": len(pulled.files) == len(manifest.files),
     }
+
+
+def _taken_bytes(pulled: Pulled) -> int:
+    return sum(pulled.release.manifest.files[name].size for name in pulled.files)
 
 
 def _signer_json(signer: Signer | None) -> dict[str, str | None] | None:

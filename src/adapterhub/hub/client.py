@@ -147,7 +147,8 @@ def _recall(api: HfApi, ref: Ref, repo_type: RepoType, err: Unreachable) -> str:
             f"{err.fix}; to take what was fetched then, name the commit ({ref.repo}@{known}) "
             "or set HF_HUB_OFFLINE=1",
         ) from err
-    words = f"the Hub could not be reached ({err.what}); this is what was pulled before as {ref}"
+    why = "offline" if is_offline_mode() else f"the Hub could not be reached ({err.what})"
+    words = f"{why}; this is what was pulled before as {ref}"
     warnings.warn(AdapterHubWarning(f"{words}: {known[:12]}"), stacklevel=3)
     return known
 
@@ -175,6 +176,18 @@ def _remember(ref: Ref, repo_type: RepoType, commit: str) -> None:
     except OSError as err:
         if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside the block the cache alone answers, as HF_HUB_OFFLINE has it for a whole process."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class Unreachable(HubError):
@@ -221,8 +234,9 @@ def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
         return RefError(f"{subject}: {_line(err)}", "write it as owner/name[@revision]")
     if isinstance(err, errors.OfflineModeIsEnabled):
         return Unreachable(
-            f"HF_HUB_OFFLINE is set, so {api.endpoint} cannot be asked about {subject}",
-            "unset HF_HUB_OFFLINE; what was fetched once is found in the cache by its commit or version",
+            f"offline, as asked: {api.endpoint} is told and asked nothing of {subject}",
+            "leave out --offline, or unset HF_HUB_OFFLINE; what was fetched once is in the cache by "
+            "its commit or its version",
         )
     if isinstance(err, httpx2.HTTPError | httpx2.InvalidURL):
         return Unreachable(f"no answer from {api.endpoint} about {subject}: {_line(err)}", _NETWORK)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import DataError, RefError, SignatureError
 from adapterhub.hub.client import connect, list_tags, repo_cache, resolve
-from adapterhub.hub.refs import Ref, newest_of_line, parse_ref
+from adapterhub.hub.pull import newest
+from adapterhub.hub.refs import LATEST, Ref, newest_of_line, parse_ref
 from adapterhub.hub.snapshots import HubFile, Snapshot, fetch
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.splits import DATA_SUFFIXES, Split, belongs, is_data, split_named
@@ -58,13 +59,15 @@ def fetch_rows(
 
 def _resolve(api: HfApi, ref: Ref) -> tuple[Ref, str]:
     """What ``ref`` names, and its commit; a line of versions (``v1``) is its highest."""
+    if ref.revision == LATEST:
+        ref = newest(api, ref, "dataset")
     try:
         return ref, resolve(api, ref, "dataset").commit
     except RefError:
-        newest = newest_of_line(ref.revision or "", list_tags(api, ref, "dataset"))
-        if newest is None:
+        tag = newest_of_line(ref.revision or "", list_tags(api, ref, "dataset"))
+        if tag is None:
             raise
-        chosen = Ref(ref.repo, newest)
+        chosen = Ref(ref.repo, tag)
         return chosen, resolve(api, chosen, "dataset").commit
 
 

@@ -16,8 +16,9 @@ from adapterhub.errors import (
     VersionError,
 )
 from adapterhub.hub.client import Unreachable, connect, resolve
+from adapterhub.hub.downloads import Progress
 from adapterhub.hub.lockfile import LOCK_NAME, LockedBase, LockedRelease, LockFile
-from adapterhub.hub.pull import Pulled, pull
+from adapterhub.hub.pull import Part, Pulled, pull
 from adapterhub.hub.refs import Ref, parse_ref
 from adapterhub.hub.snapshots import snapshot_folder
 from adapterhub.packaging.anchors import Signer
@@ -62,6 +63,8 @@ def pull_locked(
     out: Path | None = None,
     keys: Sequence[Path] = (),
     require_signed: bool = False,
+    only: Part | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Pull exactly what the lock file at ``path`` holds for ``ref``: that commit, that manifest.
 
@@ -76,7 +79,15 @@ def pull_locked(
         raise LockError(f"{path} does not lock {asked}", f"add it: `adapterhub lock {asked}`")
     offline = _check_tag(asked.repo, entry, endpoint, token)
     at_commit = Ref(asked.repo, entry.commit)
-    take = partial(pull, endpoint=endpoint, token=token, keys=keys, require_signed=require_signed)
+    take = partial(
+        pull,
+        endpoint=endpoint,
+        token=token,
+        keys=keys,
+        require_signed=require_signed,
+        only=only,
+        progress=progress,
+    )
     pulled = take(at_commit)
     _check_same(str(asked), entry, pulled, _describe(pulled))
     if out is not None:  # what was refused above is not copied there
@@ -95,13 +106,23 @@ def pull_not_older(
     keys: Sequence[Path] = (),
     require_signed: bool = False,
     allow_downgrade: bool = False,
+    only: Part | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Pull what ``ref`` names now, held against the lock file at ``path`` where there is one.
 
     Raises VersionError when it is an older version than the lock knows, unless ``allow_downgrade``; nothing
     is copied to ``out`` then.
     """
-    take = partial(pull, endpoint=endpoint, token=token, keys=keys, require_signed=require_signed)
+    take = partial(
+        pull,
+        endpoint=endpoint,
+        token=token,
+        keys=keys,
+        require_signed=require_signed,
+        only=only,
+        progress=progress,
+    )
     if allow_downgrade or not path.is_file():
         return take(ref, out=out)
     lock, asked = LockFile.read(path), parse_ref(ref)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import ConflictError, DataError, ManifestError, RefError, VersionError
 from adapterhub.hub.client import connect, list_tags, look_up, repo_cache, resolve
-from adapterhub.hub.push import Pushed, push
+from adapterhub.hub.push import Delivery, Pushed, push
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
 from adapterhub.hub.snapshots import download, snapshot_folder
 from adapterhub.packaging.dataset.evidence import DATASET, DatasetEvidence, read_dataset_evidence
@@ -74,7 +74,7 @@ def publish_rows(
     *,
     endpoint: str | None = None,
     token: str | None = None,
-    private: bool = False,
+    delivery: Delivery | None = None,
     dry_run: bool = False,
 ) -> Published:
     """Make a dataset release of the rows in ``path`` (a file, or a folder of them) and push it to ``repo``.
@@ -115,7 +115,7 @@ def publish_rows(
             return Published(same, release.manifest, evidence)
         if wish.key is not None:
             sign_release(release.path, wish.key, wish.password)
-        pushed = push(release, repo, endpoint=endpoint, token=token, private=private, dry_run=dry_run)
+        pushed = push(release, repo, endpoint=endpoint, token=token, delivery=delivery, dry_run=dry_run)
         return Published(pushed, release.manifest, evidence)
 
 

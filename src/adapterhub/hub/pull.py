@@ -6,13 +6,15 @@ import errno
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from adapterhub.errors import HubError, ManifestError, SignatureError
+from adapterhub.errors import HubError, ManifestError, RefError, ReleaseError, SignatureError
 from adapterhub.hub.client import RepoType, Unreachable, connect, list_tags, repo_cache, resolve
+from adapterhub.hub.downloads import Progress
 from adapterhub.hub.records import read_record, write_record
-from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
+from adapterhub.hub.refs import LATEST, Ref, highest_version, parse_ref, tag_of
 from adapterhub.hub.snapshots import (
     HubFile,
     download,
@@ -22,6 +24,7 @@ from adapterhub.hub.snapshots import (
     snapshot_folder,
 )
 from adapterhub.packaging.anchors import Signer
+from adapterhub.packaging.behaviour import part_of
 from adapterhub.packaging.bundles import is_signature, signature_files
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
@@ -30,6 +33,10 @@ from adapterhub.packaging.verification import Checked, check_release
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+Part = Literal["adapter"]
+_LOADED = ("weights", "template", "tokens")
 
 
 def _is_head(name: str) -> bool:
@@ -52,6 +59,8 @@ class Pulled:
     """Who signed it, as far as they are trusted here; its maker first."""
     offline: bool
     """Whether the Hub could not be asked what the reference names, and the cache answered."""
+    files: tuple[str, ...]
+    """Those of its files that are here, checked: all, unless a part was asked for."""
 
     @property
     def signer(self) -> Signer | None:
@@ -68,6 +77,8 @@ def pull(
     keys: Sequence[Path] = (),
     require_signed: bool = False,
     repo_type: RepoType = "model",
+    only: Part | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Bring a release into the Hugging Face cache, check every file of it, and open it.
 
@@ -75,7 +86,8 @@ def pull(
     ``dataset``.
 
     ``ref`` without a revision means the highest version there is, a pre-release only if there is nothing
-    else, and the main branch of a repository without versions. Only what the manifest lists is downloaded. A
+    else, and the main branch of a repository without versions; ``@latest`` is the same, and an error without
+    versions. Only what the manifest lists is downloaded. A
     file that is in the cache is not downloaded again, nor read again as long as its size and times of change
     are those of the last check; one that was damaged there is fetched anew, and a manifest or a signature
     that was written there, and is not the Hub's, is refused. A large file whose download was
@@ -85,61 +97,107 @@ def pull(
     cannot be reached, what is in the cache will do if ``ref`` names a commit, or a version seen before; with
     HF_HUB_OFFLINE set, a branch seen before too. That is warned of (AdapterHubWarning).
 
+    ``only="adapter"`` takes what loading it needs: no card, no evidence. Manifest and signatures are checked
+    as ever, and every file that is taken; ``out`` then gets these files, and is a part of a release.
+    ``progress`` is told the bytes of each download, that are there and in all.
+
     Raises SignatureError when a file is not what the manifest lists, when a signature does not hold or is
     missing though required, and when a version tag holds another version; ManifestError when it is no
-    release; ReleaseError when ``out`` holds something else; RefError, AuthError, HubError; AdapterHubError
-    when the disk has too little space, OSError when it is full.
+    release; ReleaseError when ``out`` holds something else, or what should be an adapter is none; RefError,
+    AuthError, HubError; AdapterHubError when the disk has too little space, OSError when it is full.
     """
     asked = parse_ref(ref) if isinstance(ref, str) else ref
     api = connect(endpoint, token)
-    chosen = asked if asked.revision is not None else newest(api, asked, repo_type)
+    chosen = newest(api, asked, repo_type)
     commit, offline = resolve(api, chosen, repo_type)
+    take = partial(
+        _take_checked, api, chosen, commit, keys, require_signed, repo_type, only=only, progress=progress
+    )
     try:
-        checked = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
+        checked = take()
     except (SignatureError, ManifestError):
         if not drop_damaged(snapshot_folder(chosen, commit, repo_type)):
             raise
-        checked = _take_checked(api, chosen, commit, keys, require_signed, repo_type)
+        checked = take()
     tag = tag_of(chosen.version) if chosen.version is not None else None
     release = checked.release
+    files = _files_of(chosen, release.manifest, only)
     if out is not None:
-        release = Release(_copy(release.path, out), release.manifest)
-    return Pulled(release, chosen.repo, commit, tag, checked.signers, offline)
+        release = Release(_copy(release.path, out, files), release.manifest)
+    return Pulled(release, chosen.repo, commit, tag, checked.signers, offline, files)
 
 
 def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
-    """What a reference without a revision means: the highest version, or else the main branch."""
+    """``ref``, or what it means without a revision: the highest version, or else the main branch.
+
+    ``latest`` means the highest version too, and RefError when there is none. In offline mode it is the
+    highest that the cache has seen.
+    """
+    from huggingface_hub import is_offline_mode
+
+    if ref.revision not in (None, LATEST):
+        return ref
     try:
-        return Ref(ref.repo, highest_version(list(list_tags(api, ref, repo_type))))
+        highest = highest_version(list(list_tags(api, ref, repo_type)))
     except Unreachable as err:
         seen = [path.name for path in (repo_cache(ref.repo, repo_type) / "refs").glob("v*")]
         known = highest_version(seen)
+        if known is not None and is_offline_mode():
+            return Ref(ref.repo, known)
         if known is None:
             raise
         raise HubError(
-            err.what, f"{err.fix}; or name a version that was pulled before: {ref}@{known}"
+            err.what, f"{err.fix}; or name a version that was pulled before: {ref.repo}@{known}"
         ) from err
+    if highest is None and ref.revision == LATEST:
+        raise RefError(f"{ref.repo} has no version yet", f"name a branch or a commit: {ref.repo}@main")
+    return Ref(ref.repo, highest)
+
+
+def _files_of(ref: Ref, manifest: Manifest, only: Part | None) -> tuple[str, ...]:
+    """The files to take, by name. Raises ReleaseError when the adapter is wanted of what is none."""
+    if only is None:
+        return tuple(sorted(manifest.files))
+    if manifest.kind != "adapter":
+        raise ReleaseError(f"{ref} is of kind {manifest.kind}, not an adapter", "leave out --only adapter")
+    return tuple(sorted(name for name in manifest.files if part_of(name)[0] in _LOADED))
 
 
 def _take_checked(
-    api: HfApi, ref: Ref, commit: str, keys: Sequence[Path], require_signed: bool, repo_type: RepoType
+    api: HfApi,
+    ref: Ref,
+    commit: str,
+    keys: Sequence[Path],
+    require_signed: bool,
+    repo_type: RepoType,
+    *,
+    only: Part | None,
+    progress: Progress | None,
 ) -> Checked:
     """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
     folder = snapshot_folder(ref, commit, repo_type)
-    record = record_path(ref, commit, "pull", repo_type)
+    record = record_path(ref, commit, f"pull-{only}" if only else "pull", repo_type)
     digests, touched = read_record(record, folder)
     known_heads = {name: digest for name, digest in digests.items() if _is_head(name)}
     heads, listed = _take_heads(api, ref, commit, repo_type, known_heads)
     manifest = _read_manifest(ref, folder)
-    fetched = download(api, ref, commit, manifest.files, repo_type, listed)
+    files = _files_of(ref, manifest, only)
+    fetched = download(api, ref, commit, files, repo_type, listed, progress)
     known = {name: digest for name, digest in digests.items() if name not in touched} | fetched
     try:
-        checked = check_release(folder, keys, publisher=ref.repo, require_signed=require_signed, known=known)
+        checked = check_release(
+            folder,
+            keys,
+            publisher=ref.repo,
+            require_signed=require_signed,
+            known=known,
+            only=None if only is None else files,
+        )
     except SignatureError:
-        _blame_hub(folder)
+        _blame_hub(folder, files)
         raise
     if touched or not digests:
-        write_record(record, folder, heads | {name: it.sha256 for name, it in manifest.files.items()})
+        write_record(record, folder, heads | {name: manifest.files[name].sha256 for name in files})
     return checked
 
 
@@ -192,21 +250,21 @@ def _read_manifest(ref: Ref, folder: Path) -> Manifest:
     return manifest
 
 
-def _blame_hub(folder: Path) -> None:
+def _blame_hub(folder: Path, files: Sequence[str]) -> None:
     """Say so when a file differs, not the signature: damage in the cache is mended, so it came like that."""
     try:
-        Release.open(folder).check_files()
+        Release.open(folder).check_files(files)
     except SignatureError as err:
         raise SignatureError(err.what, "the Hub holds it like that: tell its maker") from err
 
 
-def _copy(folder: Path, out: Path) -> Path:
-    """Copy a release to ``out``, whole or not at all; leave it as it is when it is there already,
+def _copy(folder: Path, out: Path, files: Sequence[str]) -> Path:
+    """Copy ``files`` of a release to ``out``, all or none; leave it as it is when they are there already,
     unchanged."""
     if _holds(out, folder):
-        Release.open(out).check_files()
+        Release.open(out).check_files(files)
         return out
-    names = [MANIFEST_NAME, *Manifest.read(folder).files, *signature_files(folder)]
+    names = [MANIFEST_NAME, *files, *signature_files(folder)]
     try:
         with staged_folder(out) as staging:
             for name in names:

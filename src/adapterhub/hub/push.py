@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from adapterhub.errors import (
@@ -13,7 +13,8 @@ from adapterhub.errors import (
     RefError,
     VersionError,
 )
-from adapterhub.hub.client import RepoType, connect, hub_errors, list_tags, look_up
+from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
+from adapterhub.hub.proposals import find_proposals, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import HubFile, download, list_files, snapshot_folder
 from adapterhub.hub.uploads import commit_files
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 Change = Literal["new", "changed", "unchanged", "deleted"]
-Outcome = Literal["pushed", "tagged", "already there", "dry run"]
+Outcome = Literal["pushed", "proposed", "tagged", "already there", "dry run"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class Pushed:
     tag: str
     """The version tag, like ``v1.2.0``."""
     outcome: Outcome
-    """``tagged`` when an earlier push had made the commit, but not the tag."""
+    """``tagged`` when an earlier push had made the commit, but not the tag; ``proposed`` as a pull
+    request."""
     commit: str | None
-    """The commit that the tag names, 40 hex digits; None for a dry run that would make one."""
+    """The commit that the tag names, or will name, 40 hex digits; None for a dry run that would make one."""
     url: str
-    """Where the commit can be looked at; the repository, when there is no commit yet."""
+    """Where it can be looked at: the commit or the pull request; the repository, when there is neither."""
     files: tuple[FileChange, ...]
     """Every file of the release, and those deleted, by name."""
     kept: tuple[str, ...]
@@ -62,13 +64,29 @@ class Pushed:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """How a release is to arrive."""
+
+    branch: str = "main"
+    """Made from main where it is not there yet."""
+    private: bool = False
+    """Make a new repository readable by its owner alone."""
+    as_pull_request: bool = False
+    """Leave the branch alone, and propose the commit."""
+    message: str | None = None
+    """Of the commit; None: ``Release NAME VERSION``."""
+
+
+@dataclass(frozen=True)
 class _Head:
-    """What the main branch holds."""
+    """What the branch holds."""
 
     commit: str | None
     """None when there is no repository yet."""
     files: Mapping[str, HubFile]
     tags: Mapping[str, str]
+    has_branch: bool
+    """False when ``commit`` is main's, from which the branch is to be made."""
 
 
 def push(
@@ -77,19 +95,22 @@ def push(
     *,
     endpoint: str | None = None,
     token: str | None = None,
-    private: bool = False,
+    delivery: Delivery | None = None,
     dry_run: bool = False,
 ) -> Pushed:
-    """Publish a release as one commit on the main branch of ``repo`` (``owner/name``), and tag its version.
+    """Publish a release as one commit on a branch of ``repo`` (``owner/name``), and tag its version.
 
     A release of kind dataset goes to the dataset repository of that name, any other to the model repository.
     The release is checked first, and its signature too. A repository that does not exist is made, readable by
-    all or, with ``private``, by its owner. Files whose content is on the Hub already are not sent; files that
-    the release there lists and this one does not are deleted; whatever else lies in the repository stays.
+    all or, if ``delivery`` says so, by its owner. Files whose content is on the Hub already are not sent;
+    those that the release there lists and this one does not are deleted; whatever else lies there stays.
 
     A version never moves. The same release again changes nothing, and completes a push that was cut off
     before the tag. A version must be above all others there, or else the next of an older line (1.0.2 after
     1.0.1, with 1.1.0 there). ``dry_run`` asks the Hub, and changes nothing.
+
+    As a pull request the commit gets no tag: the same push again gives it one when it was merged, and before
+    that finds the pull request that is open.
 
     Raises SignatureError for a release that is not what its manifest or its signature says, VersionError for
     a version that is taken or too low, ConflictError when somebody else pushed at the same time,
@@ -100,9 +121,9 @@ def push(
         raise RefError(f"{repo!r} names a revision", f"push to {ref.repo}: the version is the release's own")
     release = Release.open(release.path)  # as it is now, whatever was done since it was opened
     signer = check_release(release.path, publisher=ref.repo).signer
-    api = connect(endpoint, token)
+    api, delivery = connect(endpoint, token), delivery or Delivery()
     tag = tag_of(release.manifest.version)
-    head = _look(api, ref, private, repo_type_of(release))
+    head = _look(api, ref, delivery, repo_type_of(release))
     if tag in head.tags:
         return _check_same(api, ref, release, tag, head, signer)
     _check_order(release.manifest.version, head.tags)
@@ -112,7 +133,9 @@ def push(
         commit = head.commit if there else None
         url = _url(api, ref, release, commit)
         return Pushed(ref.repo, tag, "dry run", commit, url, changes, kept, signer)
-    commit = head.commit if there else _commit(api, ref, release, head, changes, private)
+    if delivery.as_pull_request and not there:
+        return _propose(api, ref, release, head, changes, kept, delivery, signer)
+    commit = head.commit if there else _commit(api, ref, release, head, changes, delivery)[0]
     assert commit is not None
     _tag(api, ref, release, tag, commit)
     outcome: Outcome = "tagged" if there else "pushed"
@@ -124,18 +147,32 @@ def repo_type_of(release: Release) -> RepoType:
     return "dataset" if release.manifest.kind == "dataset" else "model"
 
 
-def _look(api: HfApi, ref: Ref, private: bool, repo_type: RepoType) -> _Head:
+def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> _Head:
     """What is there now. Raises HubError when ``private`` is wanted of a repository that everybody can
-    read."""
+    read, RefError for a pull request against what is not there."""
+    named = parse_ref(f"{ref.repo}@{delivery.branch}")
+    if named.version is not None or named.is_commit or delivery.branch.startswith("refs/"):
+        raise RefError(f"{delivery.branch!r} names a version or a commit, not a branch", "name a branch")
     info = look_up(api, ref, repo_type)
     if info is None or info.sha is None:
-        return _Head(None, {}, {})
-    if private and not info.private:
+        if delivery.as_pull_request:
+            raise RefError(
+                f"{api.endpoint} has no repository {ref} to propose anything to", "push without --create-pr"
+            )
+        return _Head(None, {}, {}, delivery.branch == "main")
+    if delivery.private and not info.private:
         raise HubError(
             f"{ref} exists and everybody can read it, but --private was asked for",
             "make it private on the Hub first, or push to another repository",
         )
-    return _Head(info.sha, list_files(api, ref, info.sha, repo_type), list_tags(api, ref, repo_type))
+    with hub_errors(api, ref):
+        refs = api.list_repo_refs(ref.repo, repo_type=repo_type)
+    branches = {it.name: it.target_commit for it in refs.branches} | {"main": info.sha}
+    if delivery.as_pull_request and delivery.branch not in branches:
+        raise RefError(f"{ref} has no branch {delivery.branch}", "name a branch that is there")
+    commit = branches.get(delivery.branch, info.sha)
+    tags = {it.name: it.target_commit for it in refs.tags}
+    return _Head(commit, list_files(api, ref, commit, repo_type), tags, delivery.branch in branches)
 
 
 def _check_same(
@@ -147,7 +184,7 @@ def _check_same(
     if target != head.commit:
         with hub_errors(api, at_tag):  # an annotated tag's target is the tag itself
             target = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha or target
-        head = _Head(target, list_files(api, at_tag, target, repo_type), {})
+        head = replace(head, commit=target, files=list_files(api, at_tag, target, repo_type))
     commit = head.commit
     changes, kept = _compare(api, at_tag, release, head)
     different = [change.name for change in changes if change.change != "unchanged"]
@@ -221,21 +258,62 @@ def _change(release: Release, name: str, there: HubFile | None) -> FileChange:
 
 
 def _commit(
-    api: HfApi, ref: Ref, release: Release, head: _Head, changes: tuple[FileChange, ...], private: bool
-) -> str:
-    """Send what changed, in one commit onto the head that was looked at."""
+    api: HfApi, ref: Ref, release: Release, head: _Head, changes: Iterable[FileChange], delivery: Delivery
+) -> tuple[str, str]:
+    """Send what changed, in one commit onto the head that was looked at -> the commit, and its address."""
     repo_type = repo_type_of(release)
-    parent = head.commit or _create(api, ref, private, repo_type)
+    parent = head.commit or _create(api, ref, delivery.private, repo_type)
+    if not head.has_branch:
+        with hub_errors(api, ref):
+            api.create_branch(ref.repo, branch=delivery.branch, revision=parent, repo_type=repo_type)
     add = {it.name: release.path / it.name for it in changes if it.change in ("new", "changed")}
     delete = [it.name for it in changes if it.change == "deleted"]
-    message = f"Release {release.manifest.name} {release.manifest.version}"
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
-    made = commit_files(
-        api, ref.repo, add, delete, message=message, parent=parent, digests=digests, repo_type=repo_type
-    )
+    try:
+        made = commit_files(
+            api,
+            ref.repo,
+            add,
+            delete,
+            message=_message(release, delivery),
+            parent=parent,
+            branch=delivery.branch,
+            as_pull_request=delivery.as_pull_request,
+            digests=digests,
+            repo_type=repo_type,
+        )
+    except ConflictError as err:
+        raise who_moved(api, ref, delivery.branch, parent, repo_type) or err from err
     commit = str(made.oid)
     _check_arrived(api, ref, release, commit)
-    return commit
+    return commit, str(made.pr_url or made.commit_url)
+
+
+def _propose(
+    api: HfApi,
+    ref: Ref,
+    release: Release,
+    head: _Head,
+    changes: tuple[FileChange, ...],
+    kept: tuple[str, ...],
+    delivery: Delivery,
+    signer: Signer | None,
+) -> Pushed:
+    """Make a pull request of the release, or find the one that an earlier push has made."""
+    repo_type, tag = repo_type_of(release), tag_of(release.manifest.version)
+    for proposal in find_proposals(api, ref, _message(release, delivery), delivery.branch, repo_type):
+        there = list_files(api, ref, proposal.commit, repo_type)
+        compared, _ = _compare(api, ref, release, replace(head, commit=proposal.commit, files=there))
+        if all(change.change == "unchanged" for change in compared):
+            return Pushed(
+                ref.repo, tag, "already there", proposal.commit, proposal.url, compared, kept, signer
+            )
+    commit, url = _commit(api, ref, release, head, changes, delivery)
+    return Pushed(ref.repo, tag, "proposed", commit, url, changes, kept, signer)
+
+
+def _message(release: Release, delivery: Delivery) -> str:
+    return delivery.message or f"Release {release.manifest.name} {release.manifest.version}"
 
 
 def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:

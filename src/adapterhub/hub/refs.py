@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from adapterhub.errors import RefError, VersionError
 from adapterhub.packaging.manifest import parse_version
@@ -19,6 +20,10 @@ _REVISION = re.compile(
 )
 _LINE = re.compile(r"v?(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))?")
 _FORM = "write owner/name or owner/name@revision, like ada/orders@v1.2.0"
+
+
+LATEST: Final = "latest"
+"""As a revision: the highest version, whatever tag or branch is called so."""
 
 
 @dataclass(frozen=True)

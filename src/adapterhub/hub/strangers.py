@@ -18,7 +18,7 @@ def fetch_all(source: str, *, endpoint: str | None = None, token: str | None = N
     AuthError, HubError, and OSError when the disk is full.
     """
     api, asked = connect(endpoint, token), parse_ref(source)
-    ref = asked if asked.revision is not None else newest(api, asked)
+    ref = newest(api, asked)
     commit = resolve(api, ref).commit
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adapterhub" / "scans"
     with hub_errors(api, ref):

@@ -6,9 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
+from urllib.parse import quote
 
 from adapterhub.errors import HubError, ReleaseError
 from adapterhub.hub.client import PUBLIC_HUB, RepoType, hub_errors
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 _READ_UP_TO: Final = 1 << 20  # bytes
+_ASK_FROM: Final = 1 << 20  # bytes altogether: for less no Hub is asked whether it speaks Xet
 
 
 def commit_files(
@@ -27,10 +30,14 @@ def commit_files(
     *,
     message: str,
     parent: str,
+    branch: str = "main",
+    as_pull_request: bool = False,
     digests: Mapping[str, str] | None = None,
     repo_type: RepoType = "model",
 ) -> CommitInfo:
-    """Add or replace files and delete others in one commit onto ``parent``, the head of the main branch.
+    """Add or replace files and delete others in one commit onto ``parent``, the head of ``branch``.
+
+    ``as_pull_request`` leaves the branch alone: the commit becomes a pull request against it.
 
     Files whose content the Hub has already are not sent. ``digests`` is the sha256 of files that were just
     hashed: they are not hashed again, and a Hub refuses a large one that is something else by now. Raises
@@ -45,7 +52,7 @@ def commit_files(
         for addition in additions:
             if digest := (digests or {}).get(addition.path_in_repo):
                 addition.upload_info.sha256 = bytes.fromhex(digest)
-        if not _speaks_xet(api):
+        if not _speaks_xet(api, repo, repo_type, branch, add.values()):
             stack.enter_context(_without_hint_of_xet())
             for addition in additions:
                 addition.path_or_fileobj = stack.enter_context(_as_stream(add[addition.path_in_repo]))
@@ -55,7 +62,13 @@ def commit_files(
         ]
         stack.enter_context(_card_errors(repo))
         return api.create_commit(
-            repo, operations, commit_message=message, parent_commit=parent, repo_type=repo_type
+            repo,
+            operations,
+            commit_message=message,
+            parent_commit=parent,
+            repo_type=repo_type,
+            revision=branch,
+            create_pr=as_pull_request,
         )
 
 
@@ -67,13 +80,30 @@ def _as_stream(path: Path) -> BinaryIO:
     return path.open("rb") if path.stat().st_size > _READ_UP_TO else BytesIO(path.read_bytes())
 
 
-def _speaks_xet(api: HfApi) -> bool:
-    """Whether large files go through Xet where hf_xet is installed: on the public Hub.
+def _speaks_xet(api: HfApi, repo: str, repo_type: RepoType, branch: str, files: Iterable[Path]) -> bool:
+    """Whether large files go through Xet: where hf_xet is installed and the Hub offers it when it is asked.
 
     huggingface_hub does not negotiate: against a Hub without Xet it fails, and never tries git-lfs, which
-    every Hub has.
+    every Hub has. An offer to store them in a folder of this machine (``local://``) is not taken: no Hub
+    chooses where files are written here.
     """
-    return api.endpoint == PUBLIC_HUB
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    if api.endpoint == PUBLIC_HUB:
+        return True
+    if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+        return False
+    if sum(path.stat().st_size for path in files) < _ASK_FROM:
+        return False
+    answer = get_session().get(
+        f"{api.endpoint}/api/{repo_type}s/{repo}/xet-write-token/{quote(branch, safe='')}",
+        headers=build_hf_headers(
+            token=api.token, library_name=api.library_name, library_version=api.library_version
+        ),
+    )
+    address = answer.headers.get("X-Xet-Cas-Url", "")
+    return answer.status_code == 200 and address.startswith(("http://", "https://"))
 
 
 @contextmanager

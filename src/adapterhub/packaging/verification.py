@@ -59,13 +59,15 @@ def check_release(
     publisher: str | None = None,
     require_signed: bool = False,
     known: Mapping[str, str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> Checked:
     """Check every file, every signature as far as it can be, and what the trust policy asks.
 
     ``publisher`` is the ``owner/name`` that the release was asked for by; a folder of the Hugging Face cache
     tells its own. Where no rule of the policy speaks, ``keys`` (public key files) and what the user trusts
     in general are accepted, and ``require_signed`` refuses a release that none of those signed. ``known`` is
-    the sha256 of files that the caller has just hashed: they are not read again.
+    the sha256 of files that the caller has just hashed: they are not read again. With ``only``, just these of
+    the listed files are here, and are checked.
 
     Raises SignatureError for a changed file, for a signature that does not hold, when a rule is not met, and
     for a malformed trust file; ManifestError when ``folder`` is no release.
@@ -74,7 +76,7 @@ def check_release(
     rules = policy.rules(publisher or publisher_of(folder))
     general = [*map(key_anchor, keys), *policy.accepted()]
     asked = [anchor for rule in rules for anchor in (*rule.makers, *rule.reviewers)]
-    release, found, strangers = _check(folder, [*asked, *general], known)
+    release, found, strangers = _check(folder, [*asked, *general], known, only)
     for rule in rules:
         _check_rule(release.path, rule, found, strangers)
     signers = tuple(dict.fromkeys(signer for anchor, signer in found if not rules or anchor in asked))
@@ -102,8 +104,12 @@ def verify_signature(
     return Checked(release, tuple(dict.fromkeys(signer for _anchor, signer in found)), strangers, ())
 
 
-def checked_digests(folder: Path, known: Mapping[str, str] | None = None) -> tuple[Release, dict[str, str]]:
+def checked_digests(
+    folder: Path, known: Mapping[str, str] | None = None, only: Sequence[str] | None = None
+) -> tuple[Release, dict[str, str]]:
     """A release, and the sha256 of every file of it but its signatures, found to be what the manifest lists.
+
+    With ``only``, these alone are looked at; the others are as the manifest lists them.
 
     Raises SignatureError for a file that is not, ManifestError when ``folder`` is no release.
     """
@@ -111,7 +117,7 @@ def checked_digests(folder: Path, known: Mapping[str, str] | None = None) -> tup
     manifest = (folder / MANIFEST_NAME).read_bytes()
     if Manifest.from_bytes(manifest, str(folder / MANIFEST_NAME)) != release.manifest:
         raise SignatureError(f"{folder / MANIFEST_NAME} changed while it was read", "do it again")
-    release.check_files(known=known)
+    release.check_files(only, known=known)
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
     digests[MANIFEST_NAME] = sha256(manifest).hexdigest()
     return release, digests
@@ -121,11 +127,14 @@ _Found = list[tuple[Anchor, Signer]]
 
 
 def _check(
-    folder: Path, anchors: Sequence[Anchor], known: Mapping[str, str] | None
+    folder: Path,
+    anchors: Sequence[Anchor],
+    known: Mapping[str, str] | None,
+    only: Sequence[str] | None = None,
 ) -> tuple[Release, _Found, tuple[Bundle, ...]]:
     """The release, each anchor with the signer that it vouches for, and the signatures of others."""
     try:
-        release, digests = checked_digests(folder, known)
+        release, digests = checked_digests(folder, known, only)
     except ManifestError as err:
         if (folder / SIGNATURE_NAME).is_file() and (folder / MANIFEST_NAME).is_file():
             raise SignatureError(f"{err.what}, though the release was signed", RETAKE) from err
