@@ -41,6 +41,10 @@ COMMANDS = {
     "bump": "adapterhub.commands.versions",
     "push": "adapterhub.commands.sync",
     "pull": "adapterhub.commands.sync",
+    "list": "adapterhub.commands.catalogue",
+    "info": "adapterhub.commands.catalogue",
+    "search": "adapterhub.commands.catalogue",
+    "repo": "adapterhub.commands.catalogue",
     "lock": "adapterhub.commands.locking",
     "hub": "adapterhub.commands.server",
 }

@@ -26,6 +26,8 @@ from adapterhub.hub.snapshots import (
 from adapterhub.packaging.anchors import Signer
 from adapterhub.packaging.behaviour import part_of
 from adapterhub.packaging.bundles import is_signature, signature_files
+from adapterhub.packaging.dataset.evidence import DATASET
+from adapterhub.packaging.evidence import SCORES
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-Part = Literal["adapter"]
+Part = Literal["adapter", "facts"]
+"""Of a release: what loading an adapter needs, or what tells of it without its weights."""
 _LOADED = ("weights", "template", "tokens")
+_FACTS = (SCORES, DATASET, "adapter_config.json", "tokenizer_config.json")
 
 
 def _is_head(name: str) -> bool:
@@ -97,8 +101,9 @@ def pull(
     cannot be reached, what is in the cache will do if ``ref`` names a commit, or a version seen before; with
     HF_HUB_OFFLINE set, a branch seen before too. That is warned of (AdapterHubWarning).
 
-    ``only="adapter"`` takes what loading it needs: no card, no evidence. Manifest and signatures are checked
-    as ever, and every file that is taken; ``out`` then gets these files, and is a part of a release.
+    ``only="adapter"`` takes what loading it needs, no card and no evidence; ``"facts"`` takes neither weights
+    nor tokens. Manifest and signatures are checked as ever, and every file that is taken; ``out`` then gets
+    these files, and is a part of a release.
     ``progress`` is told the bytes of each download, that are there and in all.
 
     Raises SignatureError when a file is not what the manifest lists, when a signature does not hold or is
@@ -158,6 +163,8 @@ def _files_of(ref: Ref, manifest: Manifest, only: Part | None) -> tuple[str, ...
     """The files to take, by name. Raises ReleaseError when the adapter is wanted of what is none."""
     if only is None:
         return tuple(sorted(manifest.files))
+    if only == "facts":
+        return tuple(name for name in _FACTS if name in manifest.files)
     if manifest.kind != "adapter":
         raise ReleaseError(f"{ref} is of kind {manifest.kind}, not an adapter", "leave out --only adapter")
     return tuple(sorted(name for name in manifest.files if part_of(name)[0] in _LOADED))

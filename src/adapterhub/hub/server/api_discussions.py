@@ -39,7 +39,7 @@ def get_discussion(call: Call) -> dict[str, Any]:
     repo = call.repo()
     with call.contents(repo) as repository:
         discussions = Discussions(repository)
-        discussion = discussions.get(_number(call))
+        discussion = discussions.get(discussion_number(call))
         described = {**_describe(repo, discussion), "events": list(discussion.events)}
         if discussion.base is not None:
             described["filesWithConflicts"] = discussions.conflicts(discussion)
@@ -75,7 +75,9 @@ def comment(call: Call) -> dict[str, Any]:
     account = call.contributor()
     with call.hub.store.lock(repo), call.contents(repo) as repository:
         return {
-            "newMessage": Discussions(repository).comment(_number(call), account.user, call.text("comment"))
+            "newMessage": Discussions(repository).comment(
+                discussion_number(call), account.user, call.text("comment")
+            )
         }
 
 
@@ -83,18 +85,18 @@ def rename(call: Call) -> dict[str, Any]:
     repo = call.repo()
     with call.hub.store.lock(repo), call.contents(repo) as repository:
         discussions = Discussions(repository)
-        user = _own_or_maintained(call, repo, discussions.get(_number(call)))
-        return {"newTitle": discussions.rename(_number(call), user, call.text("title"))}
+        user = _own_or_maintained(call, repo, discussions.get(discussion_number(call)))
+        return {"newTitle": discussions.rename(discussion_number(call), user, call.text("title"))}
 
 
 def change_status(call: Call) -> dict[str, Any]:
     repo = call.repo()
     with call.hub.store.lock(repo), call.contents(repo) as repository:
         discussions = Discussions(repository)
-        user = _own_or_maintained(call, repo, discussions.get(_number(call)))
+        user = _own_or_maintained(call, repo, discussions.get(discussion_number(call)))
         if note := call.text("comment", ""):
-            discussions.comment(_number(call), user, note)
-        return {"newStatus": discussions.change_status(_number(call), user, call.text("status"))}
+            discussions.comment(discussion_number(call), user, note)
+        return {"newStatus": discussions.change_status(discussion_number(call), user, call.text("status"))}
 
 
 def merge(call: Call) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def merge(call: Call) -> dict[str, Any]:
     with call.hub.store.lock(repo), call.contents(repo) as repository:
         discussions = Discussions(repository)
         commit = discussions.merge(
-            _number(call), account.user, author_line(account), call.text("comment", "")
+            discussion_number(call), account.user, author_line(account), call.text("comment", "")
         )
     return {"mergeCommitId": commit}
 
@@ -116,7 +118,8 @@ def _own_or_maintained(call: Call, repo: RepoId, discussion: Discussion) -> str:
     return account.user
 
 
-def _number(call: Call) -> int:
+def discussion_number(call: Call) -> int:
+    """Which discussion the address names. Raises Refusal (404) for what is no number."""
     number = call.param("number")
     if not number.isascii() or not number.isdigit() or len(number) > 9:
         raise Refusal(404, f"Discussion {number} not found")

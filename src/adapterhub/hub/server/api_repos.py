@@ -118,12 +118,14 @@ def repo_info(call: Call) -> dict[str, Any]:
 
 
 def list_repos(call: Call) -> list[dict[str, Any]]:
-    """What the caller may see, newest first, filtered by ``author``, ``search`` and ``filter`` (a tag)."""
+    """What the caller may see, newest first, filtered by ``author``, ``search``, ``filter`` (tags) and
+    ``pipeline_tag``."""
     types = {kind: type_ for type_, kind in KINDS.items()}
     if call.param("kind") not in types:
         raise Refusal(404, f"{call.request.url.path} is not a part of this Hub's API")
     author, search = call.query("author"), (call.query("search") or "").lower()
     wanted = {tag for value in call.request.query_params.getlist("filter") for tag in value.split(",") if tag}
+    task = call.query("pipeline_tag")
     found = []
     for repo in call.hub.store.repos(types[call.param("kind")]):
         if (
@@ -141,7 +143,7 @@ def list_repos(call: Call) -> list[dict[str, Any]]:
             if not call.hub.store.went_away(repo, generation):
                 raise
             continue
-        if wanted <= set(description["tags"]):
+        if wanted <= set(description["tags"]) and task in (None, description.get("pipeline_tag")):
             found.append(description)
     found.sort(key=lambda description: str(description["lastModified"]), reverse=True)
     limit = call.query("limit") or ""

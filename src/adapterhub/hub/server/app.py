@@ -11,7 +11,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapterhub.hub.server import api_commits, api_contents, api_discussions, api_lfs, api_repos, api_xet
+from adapterhub.hub.server import (
+    api_commits,
+    api_contents,
+    api_discussions,
+    api_lfs,
+    api_repos,
+    api_xet,
+    pages,
+)
 from adapterhub.hub.server.calls import Call, Hub, endpoint
 from adapterhub.hub.server.refusals import Refusal, repo_not_found
 
@@ -31,6 +39,7 @@ def build_app(hub: Hub) -> ASGIApp:
         # A name without an owner is nobody's repository here.
         Route("/{name}/resolve/{revision}/{path:path}", endpoint(_no_such_repo)),
         Route("/api/{kind}/{name}", endpoint(_no_such_repo)),
+        *pages.ROUTES,
     ]
     app = Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_found, 500: _failed})
     app.state.hub = hub

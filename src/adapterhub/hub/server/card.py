@@ -33,6 +33,13 @@ def read_card(readme: bytes) -> dict[str, Any]:
         return {}
 
 
+def body_of(readme: bytes) -> str:
+    """The card without its front matter."""
+    text = readme.decode("utf-8", "replace")
+    found = _FRONT_MATTER.match(text[:_MAX_CHARACTERS])
+    return text[found.end() :] if found else text
+
+
 def check_card(readme: str) -> tuple[list[str], list[str]]:
     """What is wrong with a card's metadata -> (errors, warnings)."""
     front_matter = _front_matter(readme)
@@ -65,6 +72,8 @@ def describe_card(card: Mapping[str, Any], files: Container[str], repo_type: str
         tags.append("safetensors")
     tags += [*_texts(card.get("tags")), *_texts(card.get("language"))]
     tags += [f"dataset:{name}" for name in _texts(card.get("datasets"))]
+    for key in ("task_categories", "size_categories") if repo_type == "dataset" else ():
+        tags += [f"{key}:{name}" for name in _texts(card.get(key))]
     relation = card.get("base_model_relation")
     for base in _texts(card.get("base_model")):
         tags.append(f"base_model:{base}")
