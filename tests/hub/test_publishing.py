@@ -1,0 +1,71 @@
+"""push and pull --type dataset: rows in files become a version that a training run names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from huggingface_hub import HfApi
+
+from adapterhub.hub.datasets import fetch_rows
+from adapterhub.packaging.dataset.evidence import read_dataset_evidence
+from adapterhub.packaging.files import list_files
+from adapterhub.trainer.data import read_rows
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def repo(hub_server, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+    monkeypatch.setenv("HF_TOKEN", hub_server.token)
+    return f"ada/rows-{uuid4().hex[:8]}"
+
+
+def rows(count: int) -> list[dict]:
+    return [{"prompt": f"{number} apples, please", "completion": str(number)} for number in range(count)]
+
+
+def test_rows_become_a_version_that_training_takes(
+    run_cli: Run, hub_server, hub_cache, repo, write_jsonl, tmp_path
+) -> None:
+    file = write_jsonl(tmp_path / "orders.jsonl", rows(40))
+    options = ("--type", "dataset", "--test-share", "0.25", "--licence", "cc-by-4.0")
+    dry = json.loads(run_cli("push", file, repo, *options, "--dry-run", "--json")[1])
+    assert dry["outcome"] == "dry run"
+    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
+    assert not api.repo_exists(repo, repo_type="dataset")
+    code, out, err = run_cli("push", file, repo, *options, "--message", "Forty orders")
+    assert code == 0, err
+    assert out.splitlines()[1] == "tag     v1.0.0"
+    assert api.list_repo_commits(repo, repo_type="dataset")[0].title == "Forty orders"
+    assert "license:cc-by-4.0" in api.dataset_info(repo).tags
+    again = json.loads(run_cli("push", file, repo, *options, "--json")[1])
+    assert (again["outcome"], again["tag"]) == ("already there", "v1.0.0")
+    assert not [name for name in list_files(hub_cache) if "/push/" in name]
+
+    pulled = json.loads(run_cli("pull", f"{repo}@latest", "--type", "dataset", "--json")[1])
+    splits = {it.split: it.rows for it in read_dataset_evidence(Path(pulled["path"])).splits}
+    assert sum(splits.values()) == 40
+    for name in ("v1", "latest", "1.0.0"):
+        fetched = fetch_rows(f"{repo}@{name}", "train", endpoint=hub_server.url)
+        assert fetched.revision == pulled["commit"]
+    assert len(list(read_rows(fetched.folder, "train"))) == splits["train"]
+
+
+def test_a_dataset_is_proposed_and_malformed_rows_are_named(
+    run_cli: Run, repo, write_jsonl, tmp_path
+) -> None:
+    file = write_jsonl(tmp_path / "orders.jsonl", rows(3))
+    assert run_cli("push", file, repo, "--type", "dataset")[0] == 0
+    write_jsonl(file, rows(4))
+    code, out, err = run_cli("push", file, repo, "--type", "dataset", "--create-pr")
+    assert (code, out.strip().endswith(f"/datasets/{repo}/discussions/1")) == (0, True), err
+    write_jsonl(file, [*rows(2), {"prompt": "", "completion": "1"}])
+    code, _, err = run_cli("push", file, repo, "--type", "dataset")
+    assert code == 2
+    assert "orders.jsonl, line 3: the prompt is empty" in err
+    assert run_cli("push", file, repo)[0] == 3
