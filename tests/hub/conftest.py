@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,26 @@ def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """A Hub with the user ``ada``, shared by the session's tests: each uses a repository name of its own."""
     with running_hub(tmp_path_factory.mktemp("hub") / "root") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def _carded_template(_release_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from adapterhub.cards.card import read_card
+    from adapterhub.cards.rendering import render_files
+    from adapterhub.packaging.release import Release
+
+    path = tmp_path_factory.mktemp("carded") / _release_template.name
+    shutil.copytree(_release_template, path)
+    Release.open(path).with_files(render_files(read_card(Release.open(path))))
+    return path
+
+
+@pytest.fixture
+def carded_release(_carded_template: Path, tmp_path: Path) -> Path:
+    """A fresh copy of ``tiny_release`` with its card, as ``adapterhub push`` wants it."""
+    path = tmp_path / "carded" / _carded_template.name
+    shutil.copytree(_carded_template, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ def test_from_the_hub_with_the_base_from_the_hub(
     assert code == 0, stderr
     manifest = json.loads((out / "adapterhub.json").read_bytes())
     assert manifest["base"]["revision"] == api.model_info(name).sha
+    assert run_cli("card", out)[0] == 0
     code, _, stderr = run_cli("push", out, target, "--endpoint", hub_server.url)
     assert code == 0, stderr
 

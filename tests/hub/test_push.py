@@ -400,8 +400,8 @@ def test_the_public_hub_gets_large_files_as_huggingface_hub_likes_it(tmp_path, m
     assert seen[0].path_or_fileobj == str(tmp_path / "x.bin")
 
 
-@pytest.mark.parametrize("disabled", ["0", "1"])
-def test_the_round_trip_with_and_without_hf_xet(hub_server, repo, tiny_release, tmp_path, disabled) -> None:
+@pytest.mark.parametrize("disabled", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_the_round_trip_with_and_without_hf_xet(hub_server, repo, carded_release, tmp_path, disabled) -> None:
     environment = {
         **os.environ, "HF_HUB_DISABLE_XET": disabled, "HF_ENDPOINT": hub_server.url,
         "HF_TOKEN": hub_server.token, "HF_HOME": str(tmp_path / "home"), "ADAPTERHUB_TRACEBACK": "1",
@@ -411,9 +411,9 @@ def test_the_round_trip_with_and_without_hf_xet(hub_server, repo, tiny_release, 
         command = [sys.executable, "-m", "adapterhub", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
-    pushed = run("push", str(tiny_release), repo)
+    pushed = run("push", str(carded_release), repo)
     pulled = run("pull", f"{repo}@v0.1.0")
-    assert contents(Path(pulled.stdout.strip())) == contents(tiny_release)
+    assert contents(Path(pulled.stdout.strip())) == contents(carded_release)
     assert "Xet" not in pushed.stderr + pulled.stderr
 
 

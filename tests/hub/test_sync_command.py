@@ -34,11 +34,10 @@ def repo(request: pytest.FixtureRequest) -> str:
     return f"ada/sync-{sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
 
 
-def test_data_goes_to_stdout_and_words_to_stderr(hub_server, run_cli, repo, tiny_release) -> None:
-    code, out, err = run_cli("push", tiny_release, repo)
+def test_data_goes_to_stdout_and_words_to_stderr(hub_server, run_cli, repo, carded_release) -> None:
+    code, out, err = run_cli("push", carded_release, repo)
     commit = HfApi(endpoint=hub_server.url).model_info(repo).sha
     assert (code, out) == (0, f"commit  {hub_server.url}/{repo}/commit/{commit}\ntag     v0.1.0\n")
-    assert "adapterhub card" in err
     assert "not signed" in err
     code, out, err = run_cli("pull", f"{repo}@0.1.0")
     assert code == 0
@@ -46,12 +45,12 @@ def test_data_goes_to_stdout_and_words_to_stderr(hub_server, run_cli, repo, tiny
     assert "not signed" in err
 
 
-def test_json_of_both(run_cli, repo, tiny_release, tmp_path) -> None:
+def test_json_of_both(run_cli, repo, carded_release, tmp_path) -> None:
     keys = generate_key(tmp_path / "keys")
-    sign_release(tiny_release, keys.private)
-    dry = json.loads(run_cli("push", tiny_release, repo, "--dry-run", "--json")[1])
+    sign_release(carded_release, keys.private)
+    dry = json.loads(run_cli("push", carded_release, repo, "--dry-run", "--json")[1])
     assert (dry["outcome"], dry["commit"], dry["tag"]) == ("dry run", None, "v0.1.0")
-    pushed = json.loads(run_cli("push", tiny_release, repo, "--json")[1])
+    pushed = json.loads(run_cli("push", carded_release, repo, "--json")[1])
     assert pushed["outcome"] == "pushed"
     assert [it["name"] for it in pushed["files"]] == [it["name"] for it in dry["files"]]
     _, out, err = run_cli("pull", repo, "--json")
@@ -63,8 +62,8 @@ def test_json_of_both(run_cli, repo, tiny_release, tmp_path) -> None:
     assert json.loads(out)["signer"]["fingerprint"] == keys.fingerprint
 
 
-def test_quiet_offline_and_a_part(run_cli, repo, tiny_release) -> None:
-    run_cli("push", tiny_release, repo)
+def test_quiet_offline_and_a_part(run_cli, repo, carded_release) -> None:
+    run_cli("push", carded_release, repo)
     code, out, err = run_cli("pull", repo, "--quiet")
     assert (code, err) == (0, "")
     dead = ("--endpoint", "http://127.0.0.1:9")
@@ -73,34 +72,35 @@ def test_quiet_offline_and_a_part(run_cli, repo, tiny_release) -> None:
     assert "warning: offline; this is what was pulled before" in err
     assert run_cli("pull", "ada/never-pulled", "--offline", *dead)[0] == 5
     part = json.loads(run_cli("pull", f"{repo}@latest", "--only", "adapter", "--json")[1])
-    assert part["complete"]  # nothing in it is left out by name: no card, no evidence
+    assert not part["complete"]
     assert run_cli("pull", repo, "--only", "adapter", "--type", "dataset")[0] == 2
 
 
-def test_a_pull_request_by_command(run_cli, repo, tiny_release) -> None:
-    run_cli("push", tiny_release, repo)
-    (tiny_release / MANIFEST_NAME).write_bytes(
-        Manifest.read(tiny_release).model_copy(update={"version": "0.2.0"}).to_bytes()
+def test_a_pull_request_by_command(run_cli, repo, carded_release) -> None:
+    run_cli("push", carded_release, repo)
+    (carded_release / MANIFEST_NAME).write_bytes(
+        Manifest.read(carded_release).model_copy(update={"version": "0.2.0"}).to_bytes()
     )
-    code, out, err = run_cli("push", tiny_release, repo, "--create-pr", "--message", "Try this")
+    run_cli("card", carded_release)
+    code, out, err = run_cli("push", carded_release, repo, "--create-pr", "--message", "Try this")
     assert (code, out.splitlines()) == (0, [f"commit  {os.environ['HF_ENDPOINT']}/{repo}/discussions/1"])
     assert "as a pull request; no tag yet" in err
-    assert run_cli("push", tiny_release, "ada/never-made", "--create-pr", "--private")[0] == 2
+    assert run_cli("push", carded_release, "ada/never-made", "--create-pr", "--private")[0] == 2
 
 
-def test_a_dry_run_lists_files_and_sizes(run_cli, repo, tiny_release) -> None:
-    _, out, err = run_cli("push", tiny_release, repo, "--dry-run")
-    size = (tiny_release / "adapter_model.safetensors").stat().st_size
+def test_a_dry_run_lists_files_and_sizes(run_cli, repo, carded_release) -> None:
+    _, out, err = run_cli("push", carded_release, repo, "--dry-run")
+    size = (carded_release / "adapter_model.safetensors").stat().st_size
     assert f"new       {size:>12}  adapter_model.safetensors" in out.splitlines()
     assert "nothing was changed" in err
     assert run_cli("pull", repo)[0] == 5
 
 
 def test_the_endpoint_named_wins_over_the_environment(
-    hub_server, run_cli, repo, tiny_release, tmp_path, monkeypatch
+    hub_server, run_cli, repo, carded_release, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert run_cli("push", tiny_release, repo, "--endpoint", hub_server.url, "--private")[0] == 0
+    assert run_cli("push", carded_release, repo, "--endpoint", hub_server.url, "--private")[0] == 0
     code, out, _ = run_cli("pull", repo, "--endpoint", hub_server.url, "--out", tmp_path / "out")
     assert (code, out) == (0, f"{tmp_path / 'out'}\n")
 
@@ -120,12 +120,12 @@ def test_the_endpoint_named_wins_over_the_environment(
     ],
 )
 def test_bad_input_gets_an_error_and_a_fix(
-    run_cli, tiny_release, monkeypatch, token, arguments, code, says
+    run_cli, carded_release, monkeypatch, token, arguments, code, says
 ) -> None:
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
     started = time.monotonic()
-    result, out, err = run_cli(*[str(tiny_release) if it == "RELEASE" else it for it in arguments])
+    result, out, err = run_cli(*[str(carded_release) if it == "RELEASE" else it for it in arguments])
     assert (result, out) == (code, "")
     error, fix = [line for line in err.splitlines() if line.startswith(("error: ", "fix: "))]
     assert says in error
@@ -134,8 +134,8 @@ def test_bad_input_gets_an_error_and_a_fix(
     assert time.monotonic() - started < 30
 
 
-def test_tampering_and_missing_signatures_exit_4(hub_server, run_cli, repo, tiny_release) -> None:
-    assert run_cli("push", tiny_release, repo)[0] == 0
+def test_tampering_and_missing_signatures_exit_4(hub_server, run_cli, repo, carded_release) -> None:
+    assert run_cli("push", carded_release, repo)[0] == 0
     code, out, err = run_cli("pull", repo, "--require-signed")
     assert (code, out) == (4, "")
     assert "not signed" in err
@@ -144,12 +144,12 @@ def test_tampering_and_missing_signatures_exit_4(hub_server, run_cli, repo, tiny
     code, out, err = run_cli("pull", f"{repo}@main")
     assert (code, out) == (4, "")
     assert "adapter_config.json" in err
-    (tiny_release / "adapter_config.json").write_text("{}")
-    assert run_cli("push", tiny_release, repo)[0] == 4
+    (carded_release / "adapter_config.json").write_text("{}")
+    assert run_cli("push", carded_release, repo)[0] == 4
 
 
-def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, tiny_release, tmp_path) -> None:
-    run_cli("push", tiny_release, repo)
+def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, carded_release, tmp_path) -> None:
+    run_cli("push", carded_release, repo)
     cached = Path(run_cli("pull", repo)[1].strip())
     key = generate_key(tmp_path / "keys").private
     link = tmp_path / "link"
@@ -165,35 +165,40 @@ def test_a_pulled_release_is_signed_in_a_copy(run_cli, repo, tiny_release, tmp_p
     assert run_cli("sign", tmp_path / "mine", "--key", key)[0] == 0
 
 
+def test_a_release_without_a_card_is_not_pushed(run_cli, repo, tiny_release) -> None:
+    code, out, err = run_cli("push", tiny_release, repo)
+    assert (code, out) == (3, "")
+    assert err == (f"error: {tiny_release} has no card\nfix: make it: adapterhub card {tiny_release}\n")
+
+
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_a_card_of_another_state_is_not_pushed(run_cli, repo, tiny_release, options) -> None:
+def test_a_card_of_another_state_is_not_pushed(run_cli, repo, carded_release, options) -> None:
     from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 
-    assert run_cli("card", tiny_release)[0] == 0
-    manifest = Manifest.read(tiny_release).model_copy(update={"version": "0.2.0"})
-    (tiny_release / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-    code, out, err = run_cli("push", tiny_release, repo, *options)
+    manifest = Manifest.read(carded_release).model_copy(update={"version": "0.2.0"})
+    (carded_release / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    code, out, err = run_cli("push", carded_release, repo, *options)
     assert (code, out) == (3, "")
     assert "README.md does not match the release's manifest and evidence" in err
-    assert f"adapterhub card {tiny_release}" in err
-    assert run_cli("card", tiny_release)[0] == 0
-    assert run_cli("push", tiny_release, repo, *options)[0] == 0
-    (tiny_release / "README.md").write_text("forged")
-    assert run_cli("push", tiny_release, repo, *options)[0] == 4
+    assert f"adapterhub card {carded_release}" in err
+    assert run_cli("card", carded_release)[0] == 0
+    assert run_cli("push", carded_release, repo, *options)[0] == 0
+    (carded_release / "README.md").write_text("forged")
+    assert run_cli("push", carded_release, repo, *options)[0] == 4
 
 
-def test_a_taken_version_exits_3(run_cli, repo, tiny_release) -> None:
+def test_a_taken_version_exits_3(run_cli, repo, carded_release) -> None:
     from adapterhub.packaging.release import Release
 
-    run_cli("push", tiny_release, repo)
-    Release.open(tiny_release).with_files({"evidence/more.json": b"{}"})
-    code, _, err = run_cli("push", tiny_release, repo)
+    run_cli("push", carded_release, repo)
+    Release.open(carded_release).with_files({"evidence/more.json": b"{}"})
+    code, _, err = run_cli("push", carded_release, repo)
     assert code == 3
     assert "fix: give the release a version above 0.1.0" in err
 
 
-def test_a_full_disk_is_said_as_such(run_cli, repo, tiny_release, monkeypatch) -> None:
-    run_cli("push", tiny_release, repo)
+def test_a_full_disk_is_said_as_such(run_cli, repo, carded_release, monkeypatch) -> None:
+    run_cli("push", carded_release, repo)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/cache/blob")
@@ -220,7 +225,7 @@ def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
     assert "OWNER/NAME" in done.stdout
 
 
-def test_push_and_pull_import_no_framework(hub_server, repo, tiny_release, tmp_path) -> None:
+def test_push_and_pull_import_no_framework(hub_server, repo, carded_release, tmp_path) -> None:
     program = (
         "import sys; from adapterhub.cli import main\n"
         "assert main(['push', sys.argv[1], sys.argv[2]]) == 0\n"
@@ -232,7 +237,7 @@ def test_push_and_pull_import_no_framework(hub_server, repo, tiny_release, tmp_p
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}
     environment["HF_HOME"] = str(tmp_path / "home")
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tiny_release), repo],
+        [sys.executable, "-c", program, str(carded_release), repo],
         env=environment,
         capture_output=True,
         text=True,

@@ -122,7 +122,7 @@ def test_a_case_is_fixed_or_new_only_where_both_were_asked(
 def test_from_parent_to_child_and_back_to_the_first(
     run_cli: Run, repo: str, tiny_release: Path, successor: Path, tmp_path: Path
 ) -> None:
-    assert run_cli("push", tiny_release, repo)[0] == 0
+    push(Release.open(tiny_release), repo)
     code, _, err = run_cli("bump", "auto", successor)
     assert (code, "names no parent" in err) == (3, True)
     code, _, err = run_cli("bump", "patch", successor, "--parent", repo)
@@ -138,12 +138,12 @@ def test_from_parent_to_child_and_back_to_the_first(
     assert manifest.parent is not None
     assert (manifest.version, manifest.parent.ref) == ("0.2.0", f"{repo}@0.1.0")
     assert manifest.parent.manifest_sha256 == Release.open(tiny_release).digest
-    assert run_cli("push", successor, repo)[0] == 0
+    push(Release.open(successor), repo)
     third = tmp_path / "third"
     assert run_cli("pull", repo, "--out", third)[0] == 0
     rewrite(third, task="Something else.")
     assert run_cli("bump", "auto", third, "--parent", repo)[:2] == (0, "1.0.0\n")
-    assert run_cli("push", third, repo)[0] == 0
+    push(Release.open(third), repo)
     code, out, _ = run_cli("log", repo, "--json")
     told = json.loads(out)
     assert (code, told["complete"], told["versions"]) == (0, True, ["1.0.0", "0.2.0", "0.1.0"])
@@ -158,7 +158,7 @@ def test_from_parent_to_child_and_back_to_the_first(
 def test_log_holds_each_ancestor_to_its_digest(
     run_cli: Run, repo: str, hub_server, tiny_release: Path, successor: Path
 ) -> None:
-    assert run_cli("push", tiny_release, repo)[0] == 0
+    push(Release.open(tiny_release), repo)
     assert run_cli("bump", "auto", successor, "--parent", repo)[0] == 0
     api = HfApi(endpoint=hub_server.url, token=hub_server.token)
     api.delete_repo(repo)

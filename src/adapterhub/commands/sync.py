@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.packaging.release import Release
 
 _ENDPOINT = click.option("--endpoint", metavar="URL", help="The Hub to use, instead of $HF_ENDPOINT.")
+_CARD = "README.md"
 _TYPE = click.option(
     "--type",
     "kind",
@@ -81,7 +82,7 @@ def push_command(
             raise ReleaseError(f"{folder} is a file, not a release", "for rows, add --type dataset")
         release = Release.open(folder)
         _check_kind(release, kind)
-        _refuse_stale_card(release)
+        _check_card(release)
         pushed = push(release, repo, endpoint=endpoint, delivery=delivery, dry_run=dry_run)
         _say_pushed(release, pushed)
     if as_json:
@@ -181,18 +182,20 @@ def _check_kind(release: Release, kind: str | None) -> None:
         raise ReleaseError(f"{release.path} is of kind {release.manifest.kind}, not {kind}", fix)
 
 
-def _refuse_stale_card(release: Release) -> None:
-    """Raise ReleaseError when the README.md, which a Hub shows as the card, tells of another state.
+def _check_card(release: Release) -> None:
+    """Raise ReleaseError when README.md, which a Hub shows as the card, is missing or tells of another state.
 
     The page and its picture are left to `card --check`: their bytes may differ with matplotlib's version.
     """
-    from adapterhub.cards.card import read_card
-    from adapterhub.cards.rendering import README, check_files, render_files
-
-    if README not in release.manifest.files or release.manifest.base is None:
+    if _CARD not in release.manifest.files:
+        raise ReleaseError(f"{release.path} has no card", f"make it: adapterhub card {release.path}")
+    if release.manifest.base is None:  # a dataset's, or one that its maker wrote
         return
-    release.check_files(only=[README])  # a changed file is not a stale one
-    check_files(release, {README: render_files(read_card(release))[README]})
+    from adapterhub.cards.card import read_card
+    from adapterhub.cards.rendering import check_files, render_files
+
+    release.check_files(only=[_CARD])  # a changed file is not a stale one
+    check_files(release, {_CARD: render_files(read_card(release))[_CARD]})
 
 
 def _say_pushed(release: Release, pushed: Pushed) -> None:
@@ -205,8 +208,6 @@ def _say_pushed(release: Release, pushed: Pushed) -> None:
         "dry run": f"would send {len(sent)} files, {sum(it.size for it in sent)} bytes; nothing was changed",
     }
     _say(f"{pushed.repo}@{pushed.tag}: {told[pushed.outcome]}")
-    if "README.md" not in release.manifest.files:
-        _say(f"the release has no card: `adapterhub card {release.path}` writes one, to be pushed with it")
     if not release.is_signed:
         _say("the release is not signed: `adapterhub sign` lets others check that it is yours")
     elif pushed.signer is None:

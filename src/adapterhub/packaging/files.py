@@ -16,6 +16,7 @@ from adapterhub.errors import ReleaseError
 
 MANIFEST_NAME = "adapterhub.json"
 _MAX_PATH_CHARS = 512
+_WORTH_A_THREAD = 1 << 20  # bytes
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -90,18 +91,19 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of files in ``folder`` by name, hashed in parallel: one thread a processor core.
+    """The sha256 of files in ``folder`` by name, the large ones in parallel: one thread a processor core.
 
     Raises OSError when one cannot be read.
     """
-    wanted, cores = (
-        list(names),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
-    by_size = sorted(wanted, key=lambda name: (folder / name).stat().st_size, reverse=True)  # long ones first
-    with ThreadPoolExecutor(max_workers=cores) as pool:
-        digests = dict(zip(by_size, pool.map(lambda name: sha256_file(folder / name), by_size), strict=True))
-    return {name: digests[name] for name in wanted}
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    large = [name for name, size in sizes.items() if size >= _WORTH_A_THREAD]
+    large.sort(key=sizes.__getitem__, reverse=True)  # long ones first
+    digests = {name: sha256_file(folder / name) for name in sizes.keys() - large}
+    if large:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(max_workers=cores) as pool:
+            digests |= zip(large, pool.map(lambda name: sha256_file(folder / name), large), strict=True)
+    return {name: digests[name] for name in sizes}
 
 
 def check_relative_path(path: str) -> str:
