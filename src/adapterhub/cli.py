@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "adapterhub.commands.signing",
     "trust": "adapterhub.commands.trust",
     "scan": "adapterhub.commands.scanning",
+    "convert": "adapterhub.commands.converting",
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
     "fidelity": "adapterhub.commands.fidelity",

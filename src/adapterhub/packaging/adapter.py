@@ -190,7 +190,7 @@ def read_adapter(folder: Path) -> Adapter:
         if (folder / PICKLE_NAME).is_file():
             raise ReleaseError(
                 f"{folder / PICKLE_NAME} is a pickle, which can run code when opened",
-                "ask its maker for adapter_model.safetensors (peft writes it by default)",
+                "turn it into safetensors: adapterhub convert FOLDER/adapter_model.bin --out DIR",
             )
         raise ReleaseError(f"{folder} holds no {WEIGHTS_NAME}", "name the folder of a PEFT adapter")
     file = read_header(weights)

@@ -120,8 +120,7 @@ def read_bundle(folder: Path, name: str) -> Bundle:
             raise ValueError(f"over {_MAX_BYTES} bytes")
         return _parse(name, path, data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as err:
-        why = f"{type(err).__name__}: {err}" if isinstance(err, KeyError) else str(err)
-        raise SignatureError(f"{path} is not a signature bundle: {_one_line(why)}", RETAKE) from err
+        raise SignatureError(f"{path} is not a signature bundle: {_reason(err)}", RETAKE) from err
 
 
 def check_key_signature(bundle: Bundle, key: EllipticCurvePublicKey) -> None:
@@ -161,6 +160,8 @@ def check_files_signed(bundle: Bundle, digests: Mapping[str, str], signatures: M
 
 def _parse(name: str, path: Path, data: bytes) -> Bundle:
     content = json.loads(data, object_pairs_hook=_unique)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
     if content["mediaType"] != _MEDIA_TYPE:
         raise ValueError(f"its media type is {content['mediaType']!r}")
     material, envelope = content["verificationMaterial"], content["dsseEnvelope"]
@@ -239,6 +240,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
     return result
+
+
+def _reason(err: Exception) -> str:
+    """Why something is no bundle, in words."""
+    if isinstance(err, KeyError):
+        return f"it lacks {_one_line(str(err))}"
+    if isinstance(err, RecursionError):
+        return "it is nested too deep"
+    if isinstance(err, json.JSONDecodeError | UnicodeDecodeError):
+        return f"it is not JSON: {_one_line(str(err))}"
+    return _one_line(str(err)) if isinstance(err, ValueError) else "a part of it is of another type"
 
 
 def _one_line(text: str, limit: int = 240) -> str:

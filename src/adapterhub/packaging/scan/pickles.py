@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import IO
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _MAX_PICKLE_BYTES = 64 * 1024 * 1024
+_OLD_TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+_OLD_TORCH_PICKLES = 5  # magic, protocol, system, object, keys of the storages; then the bare numbers
 _ZIP_MAGIC = b"PK\x03\x04"
 _CALLS = (
-    "os", "posix", "nt", "subprocess", "sys", "builtins", "__builtin__", "importlib", "runpy", "socket",
+    "os", "posix", "nt", "subprocess", "sys", "builtins", "importlib", "runpy", "socket",
     "shutil", "pty", "commands", "webbrowser", "ctypes", "code", "operator", "pickle", "_pickle", "requests",
     "urllib", "pip", "bdb", "pdb", "timeit", "torch.hub", "torch._dynamo", "numpy.testing",
 )  # fmt: skip
@@ -72,20 +75,27 @@ def _members(path: Path) -> list[str]:
 
 
 def _collect(file: IO[bytes], names: set[str]) -> bool:
-    """Add what one pickle imports to ``names``; whether its opcodes could be read to the end."""
+    """Add what one pickle imports to ``names``; whether its opcodes could be read to the end.
+
+    Of torch's old format, which is several pickles in a row, all are read.
+    """
+    data = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
+    rows = _OLD_TORCH_PICKLES if _OLD_TORCH_MAGIC in data.getvalue()[:32] else 1
     try:
-        names.update(_imports(file.read(_MAX_PICKLE_BYTES)))
+        for _row in range(rows):
+            for name in _imports(data):
+                names.add(name)
     except Exception:  # pickletools raises whatever a malformed opcode makes it raise
         return False
     return True
 
 
-def _imports(data: bytes) -> Iterator[str]:
+def _imports(data: IO[bytes]) -> Iterator[str]:
     texts: list[str] = []  # what STACK_GLOBAL may refer to: the last two texts pushed
     memo: dict[int, str] = {}
     for opcode, argument, _position in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
+            yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")  # protocol 2's name
         elif opcode.name == "STACK_GLOBAL":
             yield ".".join(texts[-2:])
         elif opcode.name == "MEMOIZE":
