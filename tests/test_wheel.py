@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_whole_package(dist: Path) -> None:
     expected = {
         f"adapterhub/{path.relative_to(package).as_posix()}"
         for path in package.rglob("*")
-        if path.is_file() and path.suffix in (".py", ".j2", ".css", ".typed")
+        if path.is_file() and path.suffix in (".py", ".j2", ".css", ".js", ".typed")
     }
     assert {name for name in names if ".dist-info/" not in name} == expected
     for room in (

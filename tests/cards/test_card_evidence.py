@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,26 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from adapterhub.cards.card import read_card
+from adapterhub.cards.failures import to_jsonl
 from adapterhub.cards.rendering import render_files
 from adapterhub.cards.results import RESULTS
 from adapterhub.cards.scores import wilson_interval
 from adapterhub.packaging.base import base_digest
+from adapterhub.packaging.changes import CHANGES, ChangesEvidence
 from adapterhub.packaging.evidence import (
+    FAILURES,
     FIDELITY,
     LEDGER,
     SCORES,
+    FailureCase,
     FidelityEvidence,
     FidelityFigures,
     LayerError,
     LedgerEvidence,
     LedgerMiss,
     ScoresEvidence,
+    read_evidence,
+    read_failures,
     to_json,
 )
 from adapterhub.packaging.manifest import DatasetLock, Hardware, Manifest, Merge
@@ -270,3 +277,65 @@ def test_conflicts_of_licences_are_among_the_limits(rich_release: Path, edit: Ed
     edit(rich_release, licence="mit")
     readme = render_files(read_card(Release.open(rich_release)))["README.md"].decode()
     assert "which allows no commercial use; the release names mit. Told by the names alone." in readme
+
+
+def earlier_version(folder: Path, edit: Edit, failures: tuple[FailureCase, ...]) -> Path:
+    """A copy of a release as version 0.0.9, which failed other cases on the same rows."""
+    earlier = folder.parent / "earlier"
+    shutil.copytree(folder, earlier)
+    edit(earlier, version="0.0.9", task="Turns orders into YAML.")
+    Release.open(earlier).with_files({FAILURES: to_jsonl(failures)})
+    return earlier
+
+
+def test_what_changed_since_an_earlier_version_is_told_by_case(
+    rich_release: Path, edit: Edit, run_cli: RunCli
+) -> None:
+    cases = read_failures(rich_release) or ()
+    fixed = [
+        case.model_copy(
+            update={"id": f"{at:012x}", "messages": ({"role": "user", "content": f"fixed {at}"},)}
+        )
+        for at, case in enumerate([cases[0]] * 9)
+    ]
+    earlier = earlier_version(rich_release, edit, (*cases[1:], *fixed))
+    code, _, err = run_cli("card", rich_release, "--since", earlier)
+    assert code == 0, err
+    changes = read_evidence(rich_release, CHANGES, ChangesEvidence)
+    assert changes is not None
+    assert [len(it) for it in (changes.fixed, changes.regressed, changes.still)] == [9, 1, 3]
+    assert changes.asked_alike
+    assert changes.verdict == "better"
+    assert changes.p_value == pytest.approx(22 / 1024)
+    for name in ("README.md", "card.html"):
+        text = (rich_release / name).read_text()
+        assert "Since tiny-orders@0.0.9, version 0.0.9: 9 failure cases fixed, 1 regressions" in text.replace(
+            "\\", ""
+        )
+        assert "fixed 3" in text
+        assert "Turns orders into YAML. became" in text
+    assert run_cli("card", rich_release, "--check")[0] == 0
+
+
+def test_versions_measured_on_other_rows_are_not_held_against_each_other(
+    rich_release: Path, edit: Edit, run_cli: RunCli
+) -> None:
+    earlier = earlier_version(rich_release, edit, ())
+    scores = read_evidence(earlier, SCORES, ScoresEvidence)
+    assert scores is not None
+    data = scores.data.model_copy(update={"sha256": "f" * 64})
+    Release.open(earlier).with_files({SCORES: to_json(scores.model_copy(update={"data": data}))})
+    assert run_cli("card", rich_release, "--since", earlier)[0] == 0
+    changes = read_evidence(rich_release, CHANGES, ChangesEvidence)
+    assert changes is not None
+    assert (changes.verdict, changes.fixed, len(changes.new)) == (None, (), 4)
+    assert "measured on other rows" in (rich_release / "README.md").read_text()
+
+
+def test_a_release_is_not_compared_with_itself_nor_while_checking(
+    rich_release: Path, run_cli: RunCli
+) -> None:
+    code, _, err = run_cli("card", rich_release, "--since", rich_release)
+    assert (code, "is the release itself" in err) == (3, True)
+    code, _, err = run_cli("card", rich_release, "--since", rich_release, "--check")
+    assert code == 2

@@ -178,7 +178,13 @@ def read_card(release: Release) -> Card:
         changes=read_evidence(folder, CHANGES, ChangesEvidence),
         words=read_words(folder),
     )
-    measured = {SCORES: card.scores, PROBES: card.probes, TASKS: card.tasks, PRECISIONS: card.precisions}
+    measured = {
+        SCORES: card.scores,
+        PROBES: card.probes,
+        TASKS: card.tasks,
+        PRECISIONS: card.precisions,
+        CHANGES: card.changes,
+    }
     for name, evidence in measured.items():
         if evidence is not None:
             _check_measured(release, name, evidence.adapter_sha256)

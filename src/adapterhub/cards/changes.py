@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adapterhub.cards.card import Card
+from adapterhub.cards.card import ADAPTER_WEIGHTS, Card
+from adapterhub.cards.escaping import one_line
 from adapterhub.cards.formats import METRICS, NOT_MEASURED, in_figures, in_interval, in_p_value, in_percent
 from adapterhub.cards.formats import in_percent_interval as in_shares
+from adapterhub.cards.paired import find, mcnemar
 from adapterhub.cards.tables import Table, code, make_table, strong
-from adapterhub.packaging.changes import ChangedCase, ChangedScore, ChangesEvidence
+from adapterhub.errors import ReleaseError
+from adapterhub.packaging.changes import ChangedCase, ChangedPart, ChangedScore, ChangesEvidence
+from adapterhub.packaging.comparison import Comparison
+from adapterhub.packaging.evidence import FailureCase
+from adapterhub.packaging.manifest import Parent
 
 _SHOWN = 10
+_QUESTION_CHARS = 200
+_OF_THE_CARD = ("card", "evidence")
+"""Parts that the card itself shows."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,68 @@ class Changes:
     parts: tuple[str, ...]
     scores: Table | None
     cases: tuple[Table, ...]
+
+
+def since_earlier(found: Comparison, ref: str) -> ChangesEvidence:
+    """What a comparison of an earlier version (A, which ``ref`` names) with this one (B) says, as evidence.
+
+    Raises ReleaseError for the same release twice, and for one without an adapter.
+    """
+    earlier, this = found.a, found.b
+    weights = this.manifest.files.get(ADAPTER_WEIGHTS)
+    if weights is None:
+        raise ReleaseError(f"{this.path} holds no adapter", "compare the adapters that were merged")
+    if earlier.digest == this.digest:
+        raise ReleaseError(f"{ref} is the release itself", "name an earlier version")
+    cases = found.failures
+    p_value = mcnemar(len(cases.fixed), len(cases.new)) if found.scores.alike else None
+    why_not = found.scores.why_not
+    return ChangesEvidence(
+        since=Parent(ref=ref, manifest_sha256=earlier.digest),
+        since_version=earlier.manifest.version,
+        adapter_sha256=weights.sha256,
+        parts=tuple(
+            ChangedPart(part=change.part, what=change.what)
+            for change in found.changes
+            if change.part not in _OF_THE_CARD
+        ),
+        asked_alike=found.scores.alike,
+        why_not=why_not and _in_versions(why_not),
+        scores=tuple(
+            ChangedScore(
+                metric=pair.metric,
+                before=pair.a.adapter if pair.a else None,
+                before_interval=pair.a.adapter_interval if pair.a else None,
+                after=pair.b.adapter if pair.b else None,
+                after_interval=pair.b.adapter_interval if pair.b else None,
+            )
+            for pair in found.scores.pairs
+        ),
+        fixed=_short(cases.fixed),
+        regressed=_short(cases.new),
+        still=_short(cases.still),
+        new=_short(cases.only_b),
+        not_asked=_short(cases.only_a),
+        p_value=p_value,
+        verdict=None if p_value is None else find(len(cases.fixed), len(cases.new), p_value),
+    )
+
+
+def _in_versions(why_not: str) -> str:
+    """A comparison speaks of A and B."""
+    words = {"A": "the earlier version", "B": "this version"}
+    return " ".join(words.get(word, word) for word in why_not.split(" "))
+
+
+def _short(cases: tuple[FailureCase, ...]) -> tuple[ChangedCase, ...]:
+    return tuple(
+        ChangedCase(
+            id=case.id,
+            failure_class=case.failure_class,
+            question=one_line(case.messages[-1]["content"])[:_QUESTION_CHARS] if case.messages else "",
+        )
+        for case in cases
+    )
 
 
 def describe_changes(card: Card) -> Changes | None:

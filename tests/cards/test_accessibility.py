@@ -1,0 +1,120 @@
+"""Cards, galleries and the page for people's verdicts, held to axe-core in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import unescape
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from adapterhub.cards.ballot import Ballot, build_ballot_app
+from adapterhub.cards.contest import AnswerRow, Contest, read_tasks
+from adapterhub.cards.judgments import System
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+RESULT = re.compile(r'<pre id="axe-result">(.*?)</pre>', re.DOTALL)
+RUN = """
+axe.run(document, {resultTypes: ["violations"]}).then((found) => {
+  const told = found.violations.map((it) => ({id: it.id, nodes: it.nodes.map((node) => node.html)}));
+  const place = document.createElement("pre");
+  place.id = "axe-result";
+  place.textContent = JSON.stringify({told, passed: found.passes.length});
+  document.body.append(place);
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's source; the tests skip where it or a browser is missing."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    pytest.importorskip("axe_core_python")
+    return (resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def violations(axe: str, tmp_path: Path) -> Callable[..., list[dict]]:
+    """``violations(html, dark=True, width=500)`` -> what axe-core finds wrong."""
+
+    def run(html: str, *, dark: bool, width: int) -> list[dict]:
+        # The page's own policy would keep axe-core out; all else stays as it is.
+        page = POLICY.sub("", html).replace("</body>", f"<script>{axe}</script><script>{RUN}</script></body>")
+        path = tmp_path / "page.html"
+        path.write_text(page, encoding="utf-8")
+        scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+        command = [
+            str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", *scheme,
+            path.as_uri(),
+        ]  # fmt: skip
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+        result = RESULT.search(shown)
+        assert result is not None, "axe-core did not run"
+        found = json.loads(unescape(result[1]))
+        assert found["passed"] > 5
+        return found["told"]
+
+    return run
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1000), (True, 1000), (False, 500)])
+def test_card_gallery_and_ballot_have_no_violations(
+    rich_release: Path,
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+    violations: Callable[..., list[dict]],
+    dark: bool,
+    width: int,
+) -> None:
+    (rich_release / "notes.md").write_text("## Notes\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
+    shutil.copytree(rich_release, tmp_path / "shelf" / "orders")
+    (tmp_path / "shelf" / "broken").mkdir()
+    (tmp_path / "shelf" / "broken" / "adapterhub.json").write_text("{")
+    site = tmp_path / "site"
+    assert run_cli("site", tmp_path / "shelf", "--out", site)[0] == 0
+    pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
+    assert len(pages) == 4
+    pages["ballot"] = ballot_page(tmp_path)
+    found = {name: violations(html, dark=dark, width=width) for name, html in pages.items()}
+    assert not {name: told for name, told in found.items() if told}
+
+
+def ballot_page(folder: Path) -> str:
+    """The page on which people judge, as it is served."""
+    from asyncio import run
+
+    questions = folder / "questions.jsonl"
+    questions.write_text('{"question_id": 1, "text": "Why?"}\n')
+    tasks, source = read_tasks(questions)
+    contest = Contest.open(folder / "arena", tasks, source)
+    for name in ("one", "two"):
+        contest.enter(System(name=name, kind="answers", sha256="0" * 64))
+        contest.add_answers(name, [AnswerRow(question="1", text=name)])
+    app = build_ballot_app(Ballot(contest, "one", "two", "ann"), lambda: None)
+    sent: list[bytes] = []
+
+    async def ask() -> None:
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: dict) -> None:
+            sent.append(message.get("body", b""))
+
+        scope = {
+            "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "scheme": "http", "root_path": "",
+            "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1")],
+        }  # fmt: skip
+        await app(scope, receive, send)
+
+    run(ask())
+    return b"".join(sent).decode()
