@@ -110,8 +110,8 @@ def ballot_page(folder: Path) -> str:
             sent.append(message.get("body", b""))
 
         scope = {
-            "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "scheme": "http", "root_path": "",
-            "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"",
+            "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "scheme": "http",
+            "root_path": "", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"",
             "headers": [(b"host", b"127.0.0.1")],
         }  # fmt: skip
         await app(scope, receive, send)

@@ -313,7 +313,7 @@ def test_what_changed_since_an_earlier_version_is_told_by_case(
             "\\", ""
         )
         assert "fixed 3" in text
-        assert "Turns orders into YAML. became" in text
+        assert "Turns orders into YAML" in text
     assert run_cli("card", rich_release, "--check")[0] == 0
 
 
