@@ -7,9 +7,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.cards.escaping import one_line
@@ -78,20 +78,18 @@ class Endpoint:
 
     def reply(self, prompts: Sequence[str]) -> Iterator[Reply | Failure]:
         """The reply to each prompt, in order. Raises AdapterHubError when the endpoint refuses to serve."""
-        pool = ThreadPoolExecutor(self._at_once)
-        waiting = iter(prompts)
-        pending: deque[Future[Reply | Failure]] = deque()
+        pool = ThreadPool(self._at_once)  # its threads keep no interrupted program waiting for an answer
+        pending: deque[AsyncResult[Reply | Failure]] = deque()
         try:
-            for prompt in waiting:
-                pending.append(pool.submit(self._ask, prompt))
+            for prompt in prompts:
+                pending.append(pool.apply_async(self._ask, (prompt,)))
                 if len(pending) > self._at_once:
-                    yield pending.popleft().result()
+                    yield pending.popleft().get()
             while pending:
-                yield pending.popleft().result()
+                yield pending.popleft().get()
         finally:  # an interrupt, a refusal, or a reader who has seen enough: nothing more is asked
             self._gate.shut()
-            pool.shutdown(wait=False, cancel_futures=True)
-            self.close()
+            pool.terminate()
 
     def _ask(self, prompt: str) -> Reply | Failure:
         """Ask until there is a reply, the tries are used up, or the endpoint says that none will come."""
@@ -130,6 +128,7 @@ class Endpoint:
             return _read_reply(response)
         said = _message_of(response)
         if response.status_code in _REFUSED:
+            self._gate.shut()
             raise AdapterHubError(
                 f"the judge at {self._url} refuses to answer (HTTP {response.status_code}): {said}",
                 "check --judge, --model and the key",
