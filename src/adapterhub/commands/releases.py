@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from adapterhub.commands.bars import bytes_bar
 from adapterhub.commands.combining import combining_options, read_combination
-from adapterhub.commands.targets import base_mismatch_option, find_folder
-from adapterhub.errors import ReleaseError
+from adapterhub.commands.targets import base_mismatch_option, find_folder, locate_base
 
 if TYPE_CHECKING:
     from adapterhub.packaging.combination import Combine
@@ -193,10 +192,10 @@ def merge_command(
             f"{folder} does not say how its base was quantized: taking NF4, double, blocks of 64", err=True
         )
     combination = read_combination(others, weight, combine, density, seed, endpoint)
-    with _bar("merging") as progress:
+    with bytes_bar("merging") as progress:
         report = merge_adapter(
             folder,
-            _locate_base(base, folder, endpoint, allow_base_mismatch),
+            locate_base(base, folder, endpoint, allow_base_mismatch),
             out,
             onto=onto,
             storage=storage,
@@ -245,36 +244,3 @@ def _as_dict(report: MergeReport) -> dict[str, Any]:
         "release": release
         and {"name": release.manifest.name, "version": release.manifest.version, "digest": release.digest},
     }
-
-
-def _locate_base(base: str | None, adapter: Path, endpoint: str | None, allow_mismatch: str | None) -> Path:
-    from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
-
-    if base is not None and Path(base).is_dir():
-        return Path(base)
-    lock = Manifest.read(adapter).base if (adapter / MANIFEST_NAME).is_file() else None
-    if base is None and lock is None:
-        raise ReleaseError(f"{adapter} does not bind a base", "name it with --base")
-    from adapterhub.load import find_base
-
-    return find_base(lock, base, endpoint=endpoint, allow_mismatch=allow_mismatch)
-
-
-@contextmanager
-def _bar(words: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of bytes on stderr, when that is a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn(words), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -51,6 +51,27 @@ def find_folder(target: str, endpoint: str | None) -> Path:
         return open_release(target, endpoint=endpoint).path
 
 
+def locate_base(
+    base: str | None, adapter: Path, endpoint: str | None, allow_mismatch: str | None = None
+) -> Path:
+    """The folder of the base that ``base`` names, or else the release in ``adapter``.
+
+    A folder here is for the command to check; what a Hub has is held against the release's lock, unless
+    ``allow_mismatch`` says why another base will do. Raises
+    ReleaseError when nothing names a base, and what ``load.find_base`` raises.
+    """
+    from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
+
+    if base is not None and Path(base).is_dir():
+        return Path(base)
+    lock = Manifest.read(adapter).base if (adapter / MANIFEST_NAME).is_file() else None
+    if base is None and lock is None:
+        raise ReleaseError(f"{adapter} does not bind a base", "name it with --base")
+    from adapterhub.load import find_base
+
+    return find_base(lock, base, endpoint=endpoint, allow_mismatch=allow_mismatch)
+
+
 def open_checked(target: str, endpoint: str | None) -> Release:
     """The release that ``target`` names, every file and a signature checked; see ``load.open_release``.
 
