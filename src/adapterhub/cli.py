@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
     "fidelity": "adapterhub.commands.fidelity",
+    "export": "adapterhub.commands.exporting",
     "diff": "adapterhub.commands.differences",
     "log": "adapterhub.commands.versions",
     "bump": "adapterhub.commands.versions",
