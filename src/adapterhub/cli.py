@@ -36,6 +36,7 @@ COMMANDS = {
     "convert": "adapterhub.commands.converting",
     "inspect": "adapterhub.commands.releases",
     "merge": "adapterhub.commands.releases",
+    "retarget": "adapterhub.commands.retargeting",
     "fidelity": "adapterhub.commands.fidelity",
     "export": "adapterhub.commands.exporting",
     "diff": "adapterhub.commands.differences",

@@ -15,6 +15,7 @@ from adapterhub.cards.failures import count_classes, is_regression, worst_first
 from adapterhub.cards.licences import Licensing, find_licensing
 from adapterhub.cards.words import Words, read_words
 from adapterhub.errors import ManifestError, ReleaseError
+from adapterhub.packaging.adapter import read_adapter
 from adapterhub.packaging.base import WEIGHT_SUFFIX, base_digest
 from adapterhub.packaging.changes import CHANGES, ChangesEvidence
 from adapterhub.packaging.evidence import (
@@ -37,6 +38,7 @@ from adapterhub.packaging.manifest import BaseLock, DatasetLock, Manifest
 from adapterhub.packaging.precisions import PRECISIONS, PrecisionsEvidence, read_precisions
 from adapterhub.packaging.probes import PROBES, ProbesEvidence, read_probes
 from adapterhub.packaging.release import Release
+from adapterhub.packaging.serving import vllm_obstacles
 from adapterhub.packaging.tasks import TASKS, TasksEvidence, read_tasks
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -80,6 +82,8 @@ class Card:
     changes: ChangesEvidence | None
     words: Words
     """The author's own."""
+    vllm_obstacles: tuple[str, ...]
+    """What of an adapter vLLM would refuse or compute wrong."""
 
     @property
     def base(self) -> BaseLock:
@@ -177,6 +181,7 @@ def read_card(release: Release) -> Card:
         fidelity=read_evidence(folder, FIDELITY, FidelityEvidence),
         changes=read_evidence(folder, CHANGES, ChangesEvidence),
         words=read_words(folder),
+        vllm_obstacles=_find_obstacles(folder),
     )
     measured = {
         SCORES: card.scores,
@@ -205,6 +210,12 @@ def thin_out(points: Sequence[CurvePoint], limit: int) -> list[CurvePoint]:
     wanted = [point for point in inner if point.eval_loss is not None] or list(inner)
     stride = math.ceil(len(wanted) / (limit - 2))
     return [points[0], *wanted[stride - 1 :: stride], points[-1]]
+
+
+def _find_obstacles(folder: Path) -> tuple[str, ...]:
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return ()
+    return tuple(vllm_obstacles(read_adapter(folder)))
 
 
 def _check_sources(release: Release) -> None:

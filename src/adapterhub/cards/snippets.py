@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.cards.card import Card
+from adapterhub.packaging.serving import vllm_rank
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "snippets.py.j2"
 _GREETING = ({"role": "user", "content": "Hello"},)
 _NEW_TOKENS = 256
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what LoRAConfig.max_lora_rank takes
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,10 @@ def base_source(card: Card) -> str:
 
 
 def _is_for_vllm(card: Card) -> bool:
-    """Whether vLLM can be told to load it: 4 bits of bitsandbytes or none, and a rank that it knows."""
+    """Whether vLLM can be told to load it: 4 bits of bitsandbytes or none, and nothing that it refuses."""
     if card.manifest.kind == "adapter":
         quantization = card.base.quantization
-        fits = card.adapter is not None and card.adapter.r <= _VLLM_RANKS[-1]
-        return fits and (quantization is None or quantization.type == "nf4")
+        return not card.vllm_obstacles and (quantization is None or quantization.type == "nf4")
     return card.manifest.merge is None or card.manifest.merge.dtype in ("bfloat16", "nf4")
 
 
@@ -102,8 +101,7 @@ def _vllm_rank(card: Card) -> int | None:
     """The least maximum that vLLM takes for the adapter's rank; None for what is no adapter."""
     if card.manifest.kind != "adapter" or card.adapter is None:
         return None
-    rank = card.adapter.r
-    return next((limit for limit in _VLLM_RANKS if limit >= rank), rank)
+    return vllm_rank(card.adapter.r)
 
 
 def is_pinned(card: Card) -> bool:

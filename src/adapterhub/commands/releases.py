@@ -68,6 +68,10 @@ def _what(inspection: Inspection) -> Iterator[tuple[str, str]]:
     yield "targets", ", ".join(adapter.targets)
     for obstacle in adapter.merge_obstacles:
         yield "no merge", obstacle
+    for obstacle in adapter.vllm_obstacles:
+        yield "no vLLM", obstacle
+    if not adapter.vllm_obstacles:
+        yield "vLLM", f"serves it with --enable-lora --max-lora-rank {adapter.vllm_rank}"
 
 
 def _made_from(inspection: Inspection) -> Iterator[tuple[str, str]]:

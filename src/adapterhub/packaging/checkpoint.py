@@ -39,7 +39,7 @@ class Checkpoint:
         return sum(shard.size for shard in self.shards)
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, *, quantized: bool = False) -> Checkpoint:
     """Read a checkpoint's configuration, index and headers.
 
     Raises ReleaseError when a part is missing or malformed, when the index and the shards disagree, and
@@ -48,7 +48,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise ReleaseError(f"{folder}: no such folder", "check the path of the base model")
     config = _read_json(folder / CONFIG_NAME)
-    if config.get("quantization_config"):
+    if config.get("quantization_config") and not quantized:
         raise ReleaseError(
             f"the base in {folder} is quantized already", "name the 16-bit base it was made from"
         )

@@ -30,8 +30,13 @@ def write_companions(checkpoint: Checkpoint, plan: SumPlan, tokenizer: Path, tar
         _write_json(target / INDEX_NAME, _index(checkpoint, plan))
     _write_json(target / CONFIG_NAME, _config(checkpoint, plan))
     _copy(checkpoint.folder, _GENERATION + _LICENCES, target)
-    if not _copy(tokenizer, _TOKENIZER, target):
-        _copy(checkpoint.folder, _TOKENIZER, target)
+    if not copy_tokenizer(tokenizer, target):
+        copy_tokenizer(checkpoint.folder, target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> int:
+    """Copy the tokenizer's files and chat templates from one folder to another, and count them."""
+    return _copy(source, _TOKENIZER, target)
 
 
 def _index(checkpoint: Checkpoint, plan: SumPlan) -> dict[str, object]:

@@ -21,6 +21,7 @@ from adapterhub.packaging.evidence import (
 from adapterhub.packaging.files import list_files
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release, is_unlisted
+from adapterhub.packaging.serving import vllm_obstacles, vllm_rank
 from adapterhub.packaging.tensors import read_header
 
 _WEIGHT_SUFFIX = ".safetensors"
@@ -46,6 +47,10 @@ class AdapterFacts:
     """What adapter_config.json names as the base; no digest binds it."""
     merge_obstacles: tuple[str, ...]
     """Settings that `adapterhub merge` would refuse."""
+    vllm_rank: int | None
+    """The ``max_lora_rank`` that vLLM needs; None where it has none so high."""
+    vllm_obstacles: tuple[str, ...]
+    """What vLLM would refuse or compute wrong; empty when it serves the adapter as it is."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ def _facts(adapter: Adapter) -> AdapterFacts:
         dtypes=tuple(sorted({entry.dtype for entry in adapter.file.entries})),
         base=adapter.config.base_model_name_or_path,
         merge_obstacles=tuple(adapter.config.obstacles()),
+        vllm_rank=vllm_rank(adapter.config.r),
+        vllm_obstacles=tuple(vllm_obstacles(adapter)),
     )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.checkpoint import open_checkpoint
+from adapterhub.packaging.lowrank import nearest_of_rank
 from adapterhub.packaging.tensors import read_tensor
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
 
 
@@ -46,21 +46,3 @@ def start_from_quantization_error(model: PeftModel, folder: Path) -> None:
         root = module.scaling[adapter] ** -0.5
         module.lora_A[adapter].weight.data.copy_(root * a)
         module.lora_B[adapter].weight.data.copy_(root * b)
-
-
-def nearest_of_rank(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """B (out, rank) and A (rank, in), whose product is the rank-``rank`` matrix nearest to ``matrix`` (out,
-    in), float32; by the eigenvectors of its smaller Gram matrix, which takes a fraction of an SVD's time.
-
-    Both hold the square roots of the singular values, so that neither learns faster than the other.
-    """
-    import torch
-
-    if matrix.shape[0] > matrix.shape[1]:
-        a, b = nearest_of_rank(matrix.t(), rank)
-        return b.t(), a.t()
-    _, vectors = torch.linalg.eigh(matrix @ matrix.t())
-    left = vectors[:, -rank:]  # (out, rank), of the largest singular values
-    right = left.t() @ matrix  # (rank, in): singular value times right vector
-    roots = torch.linalg.vector_norm(right, dim=1).clamp_min(1e-30).sqrt()
-    return left * roots, right / roots[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
 
     QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product.
     On a processor without bfloat16 instructions the same weights compute in float32.
+    A folder whose files are quantized already is loaded as they are.
     Raises ReleaseError when the folder is not a checkpoint that transformers knows, TrainingError when it
     does not fit.
     """
@@ -61,7 +63,7 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
         "dtype": torch.bfloat16,
         "device_map": {"": 0 if device == "cuda" else "cpu"},
     }
-    if quantization is not None:
+    if quantization is not None and not _is_quantized(folder):
         arguments["quantization_config"] = _bitsandbytes(quantization)
     try:
         with _quiet_loading():
@@ -84,6 +86,13 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
         compute_in_float32(model)
     model.requires_grad_(False)
     return model
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "config.json").read_bytes()).get("quantization_config"))
+    except (OSError, ValueError, AttributeError):
+        return False  # transformers says what is wrong with it
 
 
 def _check_rows_are_whole_blocks(model: PreTrainedModel, quantization: Quantization) -> None:
