@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +117,8 @@ def _quantization(old: BaseLock, kind: str | None, is_same: bool) -> Quantizatio
     settings = old.quantization or Quantization()
     if kind == settings.type and is_same:
         return settings
-    return Quantization(
-        type=kind, double=kind != "int8" and settings.double, compute_dtype=settings.compute_dtype
-    )  # type: ignore[arg-type]
+    changed = {"type": kind, "double": kind != "int8" and settings.double, "block_size": 64}
+    return Quantization.model_validate(settings.model_dump() | changed)
 
 
 def _find_new(base: str, endpoint: str | None) -> tuple[Path, BaseLock]:
@@ -168,12 +168,12 @@ def refit_move(move: Move, scratch: Path) -> Outcome:
     folder = scratch / "refitted"
     folder.mkdir()
     write_factors(folder, move.adapter, {name: (fit.a, fit.b) for name, fit in fits.items()}, move.lock.name)
-    layers = [fit.report for fit in fits.values()]
+    reports = [fit.report for fit in fits.values()]
     fits.clear()
     if live is None:
-        return Outcome(folder, layers, None, None)
+        return Outcome(folder, reports, None, None)
     before, after = _measure(move, live, folder)
-    return Outcome(folder, layers, before, after)
+    return Outcome(folder, reports, before, after)
 
 
 def _moments(move: Move, live: Any) -> Iterator[tuple[list[str], dict[str, Any]]]:
@@ -207,15 +207,8 @@ def _measure(move: Move, live: Any, refitted: Path) -> tuple[FidelityFigures, Fi
     with progress_on_stderr() as report:
         for name in ("as_it_was", "refitted"):
             model.set_adapter(name)
-            stage = name.replace("_", " ")
-            figures.append(
-                compare_models(
-                    live,
-                    model,
-                    move.measured,
-                    report=lambda done, total, stage=stage: report(stage, done, total),
-                )
-            )
+            told = partial(report, name.replace("_", " "))
+            figures.append(compare_models(live, model, move.measured, report=told))
     return figures[0], figures[1]
 
 
