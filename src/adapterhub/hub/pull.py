@@ -26,8 +26,6 @@ from adapterhub.hub.snapshots import (
 from adapterhub.packaging.anchors import Signer
 from adapterhub.packaging.behaviour import part_of
 from adapterhub.packaging.bundles import is_signature, signature_files
-from adapterhub.packaging.dataset.evidence import DATASET
-from adapterhub.packaging.evidence import SCORES
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
@@ -40,7 +38,12 @@ if TYPE_CHECKING:
 Part = Literal["adapter", "facts"]
 """Of a release: what loading an adapter needs, or what tells of it without its weights."""
 _LOADED = ("weights", "template", "tokens")
-_FACTS = (SCORES, DATASET, "adapter_config.json", "tokenizer_config.json")
+_FACTS = (
+    "evidence/scores.json",
+    "evidence/dataset.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+)
 
 
 def _is_head(name: str) -> bool:
