@@ -23,9 +23,10 @@ from fault_proxy import FAULTS, FaultProxy, Kind
 from huggingface_hub import constants
 
 from adapterhub.errors import AdapterHubError, HubError
+from adapterhub.hub.changes import repo_type_of
 from adapterhub.hub.client import RepoType, connect
 from adapterhub.hub.pull import pull
-from adapterhub.hub.push import push, repo_type_of
+from adapterhub.hub.push import push
 from adapterhub.hub.refs import parse_ref
 from adapterhub.hub.snapshots import list_files as list_on_hub
 from adapterhub.packaging.files import list_files

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub import LockError, load_adapter
@@ -42,6 +42,7 @@ ENTRIES = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault of the data
 @given(st.dictionaries(REFS, ENTRIES, max_size=4))
 def test_what_is_written_is_read_again(releases: dict[str, LockedRelease]) -> None:
     lock = LockFile(releases=releases)

@@ -6,11 +6,16 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub.errors import HubError
 
+if TYPE_CHECKING:
+    from adapterhub.hub.server.accounts import TokenRecord
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _ROOT = click.argument("root", type=click.Path(file_okay=False, path_type=Path))
 
 
@@ -78,29 +83,26 @@ def token_group() -> None:
 @click.option(
     "--org", "orgs", multiple=True, help="A further namespace of theirs, such as a team's; may be repeated."
 )
-def add_token_command(root: Path, user: str, role: str, orgs: tuple[str, ...]) -> None:
+@_JSON
+def add_token_command(root: Path, user: str, role: str, orgs: tuple[str, ...], as_json: bool) -> None:
     """Make a token for the Hub in the folder ROOT and print it: it is shown only this once."""
     with serve_extra():
         from adapterhub.hub.server.accounts import add_token
     token, record = add_token(root, user, role, orgs)
-    click.echo(token)
+    click.echo(json.dumps({"token": token, **_token_json(record)}, indent=2) if as_json else token)
     click.echo(f"token {record.id} of {user}, role {role}; a running Hub accepts it at once", err=True)
 
 
 @token_group.command("list")
 @_ROOT
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_JSON
 def list_tokens_command(root: Path, as_json: bool) -> None:
     """List the tokens kept in the folder ROOT: id, user, role, organisations, when made."""
     with serve_extra():
         from adapterhub.hub.server.accounts import read_tokens
     records = read_tokens(root)
     if as_json:
-        rows = [
-            {"id": it.id, "user": it.user, "role": it.role, "orgs": it.orgs, "created": it.created}
-            for it in records
-        ]
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([_token_json(it) for it in records], indent=2))
         return
     for it in records:
         click.echo("  ".join([it.id, it.user, it.role, ",".join(it.orgs) or "-", it.created]))
@@ -109,12 +111,25 @@ def list_tokens_command(root: Path, as_json: bool) -> None:
 @token_group.command("revoke")
 @_ROOT
 @click.argument("token_id")
-def revoke_token_command(root: Path, token_id: str) -> None:
+@_JSON
+def revoke_token_command(root: Path, token_id: str, as_json: bool) -> None:
     """Revoke the token with TOKEN_ID (see `list`); a Hub that is running refuses it from now on."""
     with serve_extra():
         from adapterhub.hub.server.accounts import revoke_token
     record = revoke_token(root, token_id)
     click.echo(f"revoked {record.id} of {record.user}", err=True)
+    if as_json:
+        click.echo(json.dumps(_token_json(record), indent=2))
+
+
+def _token_json(record: TokenRecord) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "user": record.user,
+        "role": record.role,
+        "orgs": record.orgs,
+        "created": record.created,
+    }
 
 
 @contextlib.contextmanager

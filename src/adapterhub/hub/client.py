@@ -21,8 +21,8 @@ from adapterhub.errors import (
     HubError,
     RefError,
 )
+from adapterhub.hub.records import write_note
 from adapterhub.hub.refs import Ref
-from adapterhub.packaging.files import write_atomic
 from adapterhub.version import __version__
 
 if TYPE_CHECKING:
@@ -167,12 +167,12 @@ def _remembered(api: HfApi, ref: Ref, repo_type: RepoType) -> str | None:
 def _remember(ref: Ref, repo_type: RepoType, commit: str) -> None:
     """Note in the cache, where huggingface_hub would, which commit a name stood for; a cache may be read-
     only."""
-    path = repo_cache(ref.repo, repo_type) / "refs" / (ref.revision or "main")
+    cache = repo_cache(ref.repo, repo_type)
+    path = cache / "refs" / (ref.revision or "main")
     try:
         if path.is_file() and path.read_text() == commit:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, commit.encode())
+        write_note(path, commit.encode(), cache)
     except OSError as err:
         if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

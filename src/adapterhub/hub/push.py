@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from adapterhub.errors import (
     ConflictError,
     HubError,
-    ManifestError,
     RefError,
     VersionError,
+)
+from adapterhub.hub.changes import (
+    FileChange,
+    Head,
+    change_of,
+    compare_files,
+    names_of,
+    repo_type_of,
 )
 from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
 from adapterhub.hub.proposals import find_proposals, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
-from adapterhub.hub.snapshots import HubFile, download, list_files, snapshot_folder
+from adapterhub.hub.snapshots import list_files
 from adapterhub.hub.uploads import commit_files
 from adapterhub.packaging.anchors import Signer
-from adapterhub.packaging.bundles import is_signature, signature_files
-from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest, parse_version
+from adapterhub.packaging.manifest import parse_version
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.verification import check_release
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-Change = Literal["new", "changed", "unchanged", "deleted"]
 Outcome = Literal["pushed", "proposed", "tagged", "already there", "dry run"]
-
-
-@dataclass(frozen=True)
-class FileChange:
-    """What a push does to one file of the repository."""
-
-    name: str
-    size: int
-    """Bytes; of what goes away when it is deleted."""
-    change: Change
 
 
 @dataclass(frozen=True)
@@ -77,18 +73,6 @@ class Delivery:
     """Of the commit; None: ``Release NAME VERSION``."""
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What the branch holds."""
-
-    commit: str | None
-    """None when there is no repository yet."""
-    files: Mapping[str, HubFile]
-    tags: Mapping[str, str]
-    has_branch: bool
-    """False when ``commit`` is main's, from which the branch is to be made."""
-
-
 def push(
     release: Release,
     repo: str,
@@ -124,10 +108,12 @@ def push(
     api, delivery = connect(endpoint, token), delivery or Delivery()
     tag = tag_of(release.manifest.version)
     head = _look(api, ref, delivery, repo_type_of(release))
+    if head.commit is None and not dry_run:
+        head = _create(api, ref, delivery, repo_type_of(release))
     if tag in head.tags:
         return _check_same(api, ref, release, tag, head, signer)
     _check_order(release.manifest.version, head.tags)
-    changes, kept = _compare(api, ref, release, head)
+    changes, kept = compare_files(api, ref, release, head)
     there = all(change.change == "unchanged" for change in changes)
     if dry_run:
         commit = head.commit if there else None
@@ -136,18 +122,13 @@ def push(
     if delivery.as_pull_request and not there:
         return _propose(api, ref, release, head, changes, kept, delivery, signer)
     commit = head.commit if there else _commit(api, ref, release, head, changes, delivery)[0]
-    assert commit is not None
+    assert commit is not None  # the repository is there by now
     _tag(api, ref, release, tag, commit)
     outcome: Outcome = "tagged" if there else "pushed"
     return Pushed(ref.repo, tag, outcome, commit, _url(api, ref, release, commit), changes, kept, signer)
 
 
-def repo_type_of(release: Release) -> RepoType:
-    """Which type of repository holds releases of this kind."""
-    return "dataset" if release.manifest.kind == "dataset" else "model"
-
-
-def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> _Head:
+def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> Head:
     """What is there now. Raises HubError when ``private`` is wanted of a repository that everybody can
     read, RefError for a pull request against what is not there."""
     named = parse_ref(f"{ref.repo}@{delivery.branch}")
@@ -159,7 +140,7 @@ def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> _Hea
             raise RefError(
                 f"{api.endpoint} has no repository {ref} to propose anything to", "push without --create-pr"
             )
-        return _Head(None, {}, {}, delivery.branch == "main")
+        return Head(None, {}, {}, delivery.branch == "main")
     if delivery.private and not info.private:
         raise HubError(
             f"{ref} exists and everybody can read it, but --private was asked for",
@@ -172,11 +153,11 @@ def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> _Hea
         raise RefError(f"{ref} has no branch {delivery.branch}", "name a branch that is there")
     commit = branches.get(delivery.branch, info.sha)
     tags = {it.name: it.target_commit for it in refs.tags}
-    return _Head(commit, list_files(api, ref, commit, repo_type), tags, delivery.branch in branches)
+    return Head(commit, list_files(api, ref, commit, repo_type), tags, delivery.branch in branches)
 
 
 def _check_same(
-    api: HfApi, ref: Ref, release: Release, tag: str, head: _Head, signer: Signer | None
+    api: HfApi, ref: Ref, release: Release, tag: str, head: Head, signer: Signer | None
 ) -> Pushed:
     """What a push does whose version is there: nothing, if it is the same release. Raises VersionError if
     not."""
@@ -186,7 +167,7 @@ def _check_same(
             target = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha or target
         head = replace(head, commit=target, files=list_files(api, at_tag, target, repo_type))
     commit = head.commit
-    changes, kept = _compare(api, at_tag, release, head)
+    changes, kept = compare_files(api, at_tag, release, head)
     different = [change.name for change in changes if change.change != "unchanged"]
     if different:
         raise VersionError(
@@ -211,61 +192,17 @@ def _check_order(version: str, tags: Mapping[str, str]) -> None:
     )
 
 
-def _compare(
-    api: HfApi, ref: Ref, release: Release, head: _Head
-) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
-    """What becomes of each file, and which files of the repository stay though no release lists them."""
-    ours = _names(release)
-    listed = _listed_at(api, ref, release, head)
-    changes = [_change(release, name, head.files.get(name)) for name in ours]
-    changes += [FileChange(name, head.files[name].size, "deleted") for name in listed if name not in ours]
-    kept = [
-        name for name in head.files if name not in listed and name not in ours and name != ".gitattributes"
-    ]
-    return tuple(sorted(changes, key=lambda change: change.name)), tuple(sorted(kept))
-
-
-def _names(release: Release) -> set[str]:
-    return {*release.manifest.files, MANIFEST_NAME, *signature_files(release.path)}
-
-
-def _listed_at(api: HfApi, ref: Ref, release: Release, head: _Head) -> set[str]:
-    """The files that belong to the release at the head of the branch, if there is one that can be read."""
-    if head.commit is None or MANIFEST_NAME not in head.files:
-        return set()
-    if head.files[MANIFEST_NAME].is_content_of(release.path / MANIFEST_NAME):
-        return _names(release) & set(head.files)
-    repo_type = repo_type_of(release)
-    download(api, ref, head.commit, [MANIFEST_NAME], repo_type)
-    try:
-        manifest = Manifest.read(snapshot_folder(ref, head.commit, repo_type))
-    except ManifestError:  # nobody can tell what belongs to it, so nothing of it is deleted
-        return {MANIFEST_NAME}
-    return {name for name in head.files if name in (*manifest.files, MANIFEST_NAME) or is_signature(name)}
-
-
-def _change(release: Release, name: str, there: HubFile | None) -> FileChange:
-    path = release.path / name
-    size = path.stat().st_size
-    if there is None:
-        return FileChange(name, size, "new")
-    entry = release.manifest.files.get(name)
-    if there.sha256 is not None and entry is not None:  # checked already, so the manifest's digest will do
-        same = there.sha256 == entry.sha256
-    else:
-        same = there.is_content_of(path)
-    return FileChange(name, size, "unchanged" if same else "changed")
-
-
 def _commit(
-    api: HfApi, ref: Ref, release: Release, head: _Head, changes: Iterable[FileChange], delivery: Delivery
+    api: HfApi, ref: Ref, release: Release, head: Head, changes: Iterable[FileChange], delivery: Delivery
 ) -> tuple[str, str]:
     """Send what changed, in one commit onto the head that was looked at -> the commit, and its address."""
-    repo_type = repo_type_of(release)
-    parent = head.commit or _create(api, ref, delivery.private, repo_type)
+    repo_type, parent = repo_type_of(release), head.commit
+    assert parent is not None
     if not head.has_branch:
         with hub_errors(api, ref):
-            api.create_branch(ref.repo, branch=delivery.branch, revision=parent, repo_type=repo_type)
+            api.create_branch(
+                ref.repo, branch=delivery.branch, revision=parent, repo_type=repo_type, exist_ok=True
+            )
     add = {it.name: release.path / it.name for it in changes if it.change in ("new", "changed")}
     delete = [it.name for it in changes if it.change == "deleted"]
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
@@ -283,6 +220,10 @@ def _commit(
             repo_type=repo_type,
         )
     except ConflictError as err:
+        now = _look(api, ref, delivery, repo_type)
+        changed, _ = compare_files(api, ref, release, now)
+        if now.commit and not delivery.as_pull_request and all(it.change == "unchanged" for it in changed):
+            return now.commit, _url(api, ref, release, now.commit)  # an earlier push's, on its way till now
         raise who_moved(api, ref, delivery.branch, parent, repo_type) or err from err
     commit = str(made.oid)
     _check_arrived(api, ref, release, commit)
@@ -293,7 +234,7 @@ def _propose(
     api: HfApi,
     ref: Ref,
     release: Release,
-    head: _Head,
+    head: Head,
     changes: tuple[FileChange, ...],
     kept: tuple[str, ...],
     delivery: Delivery,
@@ -303,7 +244,7 @@ def _propose(
     repo_type, tag = repo_type_of(release), tag_of(release.manifest.version)
     for proposal in find_proposals(api, ref, _message(release, delivery), delivery.branch, repo_type):
         there = list_files(api, ref, proposal.commit, repo_type)
-        compared, _ = _compare(api, ref, release, replace(head, commit=proposal.commit, files=there))
+        compared, _ = compare_files(api, ref, release, replace(head, commit=proposal.commit, files=there))
         if all(change.change == "unchanged" for change in compared):
             return Pushed(
                 ref.repo, tag, "already there", proposal.commit, proposal.url, compared, kept, signer
@@ -323,7 +264,7 @@ def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
     in_git = [name for name, file in there.items() if file.sha256 is None and name in release.manifest.files]
     release.check_files(only=in_git)
     wrong = sorted(
-        name for name in _names(release) if _change(release, name, there.get(name)).change != "unchanged"
+        name for name in names_of(release) if change_of(release, name, there.get(name)).change != "unchanged"
     )
     if wrong:
         raise HubError(
@@ -332,15 +273,15 @@ def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
         )
 
 
-def _create(api: HfApi, ref: Ref, private: bool, repo_type: RepoType) -> str:
-    """Make the repository; return its first commit."""
-    with hub_errors(api, ref):
+def _create(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> Head:
+    """Make the repository; return what it holds. One that has just been made by somebody else will do."""
+    with suppress(ConflictError), hub_errors(api, ref):
         # None leaves it to the Hub: an organisation may have made private its own default.
-        api.create_repo(ref.repo, repo_type=repo_type, private=True if private else None)
-        sha = api.repo_info(ref.repo, repo_type=repo_type).sha
-    if sha is None:
+        api.create_repo(ref.repo, repo_type=repo_type, private=True if delivery.private else None)
+    head = _look(api, ref, delivery, repo_type)
+    if head.commit is None:
         raise HubError(f"{api.endpoint} made {ref} without a first commit", "check that it is a Hub")
-    return sha
+    return head
 
 
 def _tag(api: HfApi, ref: Ref, release: Release, tag: str, commit: str) -> None:

@@ -1,8 +1,9 @@
-"""What was found when cached files were hashed: as long as a file is untouched, it is not hashed again."""
+"""Notes in the cache: what was found when files were hashed, so that those untouched are not hashed again."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -37,11 +38,26 @@ def write_record(path: Path, folder: Path, digests: Mapping[str, str]) -> None:
         for name in digests:
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps(entries, indent=1).encode())
+        write_note(path, json.dumps(entries, indent=1).encode(), path.parent.parent)
     except OSError as err:
         if err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
+
+
+def write_note(path: Path, data: bytes, cache: Path) -> None:
+    """Write a small file of a repository's folder ``cache`` in the Hugging Face cache, whole or not at all.
+
+    What a process that was killed left of its try is removed: only who holds the lock writes notes. Raises
+    OSError.
+    """
+    locks = cache.parent / ".locks" / cache.name  # where huggingface_hub keeps its own
+    for folder in (locks, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (locks / "notes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in path.parent.glob(f".{path.name}.*.tmp"):
+            stale.unlink(missing_ok=True)
+        write_atomic(path, data)
 
 
 def _entry(path: Path, digest: str) -> dict[str, object] | None:
