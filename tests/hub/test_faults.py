@@ -351,7 +351,7 @@ def test_clients_killed_at_fifty_moments(scene, way) -> None:
     for _ in range(50):
         fresh(scene, way)
         process = start()
-        process.join(chance.uniform(0, max(durations)))
+        process.join(chance.uniform(0, min(durations)))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
@@ -361,7 +361,7 @@ def test_clients_killed_at_fifty_moments(scene, way) -> None:
         scene.check_hub(complete=True)
         if way == "pull":
             scene.check_cache(complete=True)
-    assert killed > 25
+    assert killed > 15  # the others were done before
 
 
 def fresh(scene: Scene, way: str) -> None:
