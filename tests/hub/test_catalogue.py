@@ -71,7 +71,8 @@ def test_list_and_search(shelf, run_cli, monkeypatch) -> None:
     assert set(rows_of(run_cli(*by_task, "text-generation", "--json")[1], shelf)) == {"orders"}
     code, out, err = run_cli(*by_task, "translation")
     assert (code, out, err) == (0, "", "nothing found\n")
-    assert f"ada/{shelf}-orders  1.1.0" in run_cli("list", "ada")[1]
+    lines = [line.split() for line in run_cli("list", "ada")[1].splitlines()]
+    assert [f"ada/{shelf}-orders", "1.1.0"] in [line[:2] for line in lines]
     monkeypatch.setenv("HF_TOKEN", "")
     assert "hidden" not in rows_of(run_cli("list", "ada", "--json")[1], shelf)
 
