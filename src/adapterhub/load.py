@@ -156,6 +156,18 @@ def load_release(
     return model, tokenizer
 
 
+def load_plain(adapter: Path, base: Path, device: Device | None = None) -> PreTrainedModel:
+    """A plain PEFT adapter on its base as QLoRA trains it: NF4, double quantization, blocks of 64.
+
+    In evaluation mode. Raises ReleaseError when one does not fit the other.
+    """
+    from adapterhub.packaging.manifest import Quantization
+    from adapterhub.trainer.model import load_base
+
+    model: PreTrainedModel = _attach(load_base(base, Quantization(), _usable(device)), adapter)
+    return model.eval()
+
+
 def find_base(
     lock: BaseLock | None,
     base: str | Path | None,

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub.commands.comparing import (
+    MeasuredText,
+    Side,
+    describe_evidence,
+    load_side,
+    measure_fidelity,
+    measure_kept,
+)
 from adapterhub.commands.targets import base_mismatch_option, cached_ref
-from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
     from adapterhub.packaging.evidence import FidelityEvidence
     from adapterhub.packaging.manifest import BaseLock, BaseMismatch
-    from adapterhub.packaging.release import Release
 
     FindBase = Callable[[BaseLock | None], Path]
-
-_WORST_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One of the two models, loaded."""
-
-    name: str
-    folder: Path
-    release: Release | None
-    """None for a plain checkpoint folder."""
-    model: Any
-    tokenizer: Any
 
 
 @click.command("fidelity")
@@ -66,6 +56,7 @@ def fidelity_command(
     """
     from adapterhub.load import find_base
     from adapterhub.packaging.evidence import FIDELITY, to_json
+    from adapterhub.trainer.texts import read_texts
 
     mismatches: list[BaseMismatch] = []
     find = partial(
@@ -75,11 +66,14 @@ def fidelity_command(
         allow_mismatch=allow_base_mismatch,
     )
     a, b = (
-        _load(target, base, endpoint, allow_base_mismatch, mismatches) for target in (reference, candidate)
+        load_side(target, base, endpoint, allow_base_mismatch, mismatches)
+        for target in (reference, candidate)
     )
-    evidence = _measure(a, b, text, limit, find)
+    texts = read_texts(text, a.tokenizer, limit=limit)
+    survival = _survival(a, b, find)  # before the first forward
+    evidence = measure_fidelity(a, b, MeasuredText(text, texts, limit=limit), survival)
     evidence = evidence.model_copy(update={"base_mismatch": next(iter(mismatches), None)})
-    click.echo(_as_json(evidence) if as_json else _as_text(evidence))
+    click.echo(_as_json(evidence) if as_json else describe_evidence(evidence))
     if b.release is None or not Path(candidate).is_dir() or cached_ref(Path(candidate)) is not None:
         return
     if b.release.is_signed:
@@ -88,109 +82,16 @@ def fidelity_command(
     b.release.with_files({FIDELITY: to_json(evidence)})
 
 
-def _load(
-    target: str,
-    base: str | None,
-    endpoint: str | None,
-    allow_base_mismatch: str | None,
-    mismatches: list[BaseMismatch],
-) -> _Side:
-    """The model that ``target`` names. Raises ReleaseError for a folder that holds none."""
-    from adapterhub.load import default_device, load_release, open_release
-    from adapterhub.packaging.checkpoint import CONFIG_NAME
-    from adapterhub.packaging.manifest import MANIFEST_NAME
-    from adapterhub.trainer.model import load_base, load_tokenizer
-
-    folder = Path(target)
-    if folder.is_dir() and not (folder / MANIFEST_NAME).is_file():
-        if not (folder / CONFIG_NAME).is_file():
-            raise ReleaseError(
-                f"{folder} is neither a release nor a checkpoint that loads alone",
-                "name a release that `adapterhub train` or `merge` made, or a folder with config.json",
-            )
-        model = load_base(folder, None, default_device()).eval()
-        return _Side(folder.resolve().name, folder, None, model, load_tokenizer(folder))
-    release = open_release(target, endpoint=endpoint)
-    release.check_files()
-    model, tokenizer = load_release(
-        release, base, endpoint=endpoint, allow_base_mismatch=allow_base_mismatch, note=mismatches.append
-    )
-    manifest = release.manifest
-    return _Side(f"{manifest.name}@{manifest.version}", release.path, release, model, tokenizer)
-
-
-def _measure(a: _Side, b: _Side, text: Path, limit: int | None, find: FindBase) -> FidelityEvidence:
-    from importlib.metadata import version
-
-    from adapterhub.cards.progress import progress_on_stderr
-    from adapterhub.packaging.base import base_digest, weight_files
-    from adapterhub.packaging.evidence import FidelityEvidence
-    from adapterhub.packaging.fidelity import compare_models
-    from adapterhub.packaging.files import sha256_file
-    from adapterhub.trainer.hardware import detect_hardware
-    from adapterhub.trainer.texts import read_texts
-
-    texts = read_texts(text, a.tokenizer, limit=limit)
-    survival = _survival(a, b, find)  # before the first forward, see weights_in
-    began = time.perf_counter()
-    with progress_on_stderr() as report:
-        figures = compare_models(
-            a.model, b.model, texts, report=lambda done, total: report("comparing", done, total)
-        )
-    return FidelityEvidence(
-        reference=a.name,
-        reference_sha256=a.release.digest if a.release else None,
-        weights_digest=base_digest({path.name: sha256_file(path) for path in weight_files(b.folder)}),
-        text=text.name,
-        text_sha256=sha256_file(text),
-        texts=len(texts),
-        limit=limit,
-        figures=figures,
-        delta_survival=survival,
-        tools={
-            name: version(name) for name in ("adapterhub", "bitsandbytes", "peft", "torch", "transformers")
-        },
-        hardware=detect_hardware(),
-        seconds=round(time.perf_counter() - began, 1),
-    )
-
-
-def _survival(a: _Side, b: _Side, find: FindBase) -> float | None:
+def _survival(a: Side, b: Side, find: FindBase) -> float | None:
     """Delta survival, where B was made from A by a merge; None elsewhere."""
-    from adapterhub.packaging.adapter import read_adapter
-    from adapterhub.packaging.checkpoint import open_checkpoint
-    from adapterhub.packaging.survival import measure_survival, weights_in, weights_of
-
     if a.release is None or a.release.manifest.kind != "adapter" or b.release is None:
         return None
     merged = b.release.manifest
     if merged.merge is None or merged.parent is None or merged.parent.manifest_sha256 != a.release.digest:
         return None
-    adapter = read_adapter(a.folder)
-    if merged.merge.onto == "trained":
-        before = weights_in(a.model)
-    else:
-        folder = find(a.release.manifest.base)
-        before = weights_of(open_checkpoint(folder), adapter)
-    return measure_survival(adapter, before, weights_in(b.model))
+    folder = find(a.release.manifest.base) if merged.merge.onto == "original" else None
+    return measure_kept(a.folder, a.model, folder, b.model)
 
 
 def _as_json(evidence: FidelityEvidence) -> str:
     return json.dumps(evidence.model_dump(mode="json"), indent=2, ensure_ascii=False)
-
-
-def _as_text(evidence: FidelityEvidence) -> str:
-    figures = evidence.figures
-    lines = [
-        ("reference", evidence.reference),
-        ("text", f"{evidence.text}: {figures.tokens:,} tokens in {evidence.texts} texts"),
-        ("KL", f"{figures.kl_mean:.4f} nats a token, 99th percentile {figures.kl_p99:.3f}"),
-        ("top-1", f"{figures.top1_agreement:.4f} of tokens agree"),
-        ("NLL", f"{figures.candidate_nll:.4f} nats a token, reference {figures.reference_nll:.4f}"),
-        ("perplexity", f"{figures.candidate_perplexity:.3f}, reference {figures.reference_perplexity:.3f}"),
-    ]
-    survival = evidence.delta_survival
-    lines.append(("survival", f"{survival:.4f} of the update" if survival is not None else "not measured"))
-    worst = sorted(figures.layers, key=lambda layer: -layer.relative_error)[:_WORST_SHOWN]
-    lines += [("layer", f"{layer.name}: relative error {layer.relative_error:.4f}") for layer in worst]
-    return "\n".join(f"{label:<12} {value}" for label, value in lines)

@@ -1,24 +1,18 @@
-"""inspect, merge."""
+"""inspect."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.commands.bars import bytes_bar
-from adapterhub.commands.combining import combining_options, read_combination
-from adapterhub.commands.targets import base_mismatch_option, find_folder, locate_base
+from adapterhub.commands.targets import find_folder
 
 if TYPE_CHECKING:
-    from adapterhub.packaging.combination import Combine
     from adapterhub.packaging.inspection import Inspection
-    from adapterhub.packaging.layout import Storage
     from adapterhub.packaging.manifest import Quantization
-    from adapterhub.packaging.merge import MergeReport
 
 
 @click.command("inspect")
@@ -138,113 +132,3 @@ def _recipe_lines(recipe: dict[str, Any]) -> Iterator[str]:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-@click.command("merge")
-@click.argument("adapter", metavar="RELEASE|REF|ADAPTER")
-@click.option(
-    "--to",
-    "storage",
-    required=True,
-    type=click.Choice(["bf16", "nf4", "fp4", "int8"]),
-    help="What the linear layers are stored as: bfloat16, or quantized as bitsandbytes has them.",
-)
-@click.option(
-    "--onto",
-    required=True,
-    type=click.Choice(["original", "trained"]),
-    help="The base's 16-bit weights, or what 4-bit quantization made of them: what training saw.",
-)
-@click.option(
-    "--base", metavar="DIR|REF", help="The base model. Default: the one the release names, from the Hub."
-)
-@base_mismatch_option
-@combining_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
-@click.option("--endpoint", metavar="URL", help="The Hub to ask, instead of $HF_ENDPOINT.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def merge_command(
-    adapter: str,
-    storage: Storage,
-    onto: Literal["original", "trained"],
-    base: str | None,
-    allow_base_mismatch: str | None,
-    others: tuple[str, ...],
-    weight: float | None,
-    combine: Combine | None,
-    density: float | None,
-    seed: int | None,
-    out: Path,
-    endpoint: str | None,
-    as_json: bool,
-) -> None:
-    """Merge an adapter into its base: a checkpoint that transformers loads alone.
-
-    The adapter is a release (a folder, or owner/name[@version]) or a plain PEFT folder, which needs --base.
-    The base must be the one that the release names. Streams: memory does not grow with the model.
-    nf4 and fp4 (blocks of 64, scales quantized too) and int8 round each weight to the nearest code, straight
-    from the sum; embeddings, head and norms stay in bfloat16. `adapterhub fidelity` says what that costs.
-    A merge that was killed goes on at the shard it was in when the same command is run again.
-    """
-    from adapterhub.load import default_device
-    from adapterhub.packaging.manifest import MANIFEST_NAME
-    from adapterhub.packaging.merge import merge_adapter
-
-    folder = find_folder(adapter, endpoint)
-    if onto == "trained" and not (folder / MANIFEST_NAME).is_file():
-        click.echo(
-            f"{folder} does not say how its base was quantized: taking NF4, double, blocks of 64", err=True
-        )
-    combination = read_combination(others, weight, combine, density, seed, endpoint)
-    with bytes_bar("merging") as progress:
-        report = merge_adapter(
-            folder,
-            locate_base(base, folder, endpoint, allow_base_mismatch),
-            out,
-            onto=onto,
-            storage=storage,
-            combination=combination,
-            allow_base_mismatch=allow_base_mismatch,
-            device=default_device() if onto == "trained" or storage != "bf16" else "cpu",
-            progress=progress,
-        )
-    if as_json:
-        click.echo(json.dumps(_as_dict(report), indent=2))
-        return
-    what = (
-        f"{report.release.manifest.name} {report.release.manifest.version}"
-        if report.release
-        else "checkpoint"
-    )
-    click.echo(f"{what} in {report.out}: {report.size} bytes in {report.seconds:.1f} s")
-    click.echo(f"merged onto  {onto}, {report.merged} of {report.tensors} tensors")
-    merge = report.release.manifest.merge if report.release else None
-    if merge is not None and merge.base_mismatch is not None:
-        other = merge.base_mismatch
-        click.echo(f"other base   {'; '.join(other.differs)}, because: {other.reason}")
-    if report.resumed:
-        click.echo(f"resumed      {report.resumed} shards were done before")
-    click.echo(f"stored in    {storage}" + (f", {report.quantized} tensors" if report.quantized else ""))
-    if report.requantized:
-        click.echo(
-            f"through {report.quantization.type if report.quantization else ''}  {report.requantized} tensors"
-        )
-
-
-def _as_dict(report: MergeReport) -> dict[str, Any]:
-    release = report.release
-    return {
-        "out": str(report.out),
-        "to": report.storage,
-        "onto": report.onto,
-        "quantization": report.quantization.model_dump() if report.quantization else None,
-        "tensors": report.tensors,
-        "merged": report.merged,
-        "requantized": report.requantized,
-        "quantized": report.quantized,
-        "resumed": report.resumed,
-        "bytes": report.size,
-        "seconds": round(report.seconds, 3),
-        "release": release
-        and {"name": release.manifest.name, "version": release.manifest.version, "digest": release.digest},
-    }

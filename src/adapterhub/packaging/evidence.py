@@ -15,6 +15,7 @@ CURVE = "evidence/curve.json"
 SCORES = "evidence/scores.json"
 FAILURES = "evidence/failures.jsonl"
 FIDELITY = "evidence/fidelity.json"
+ROUNDING = "evidence/rounding.json"
 
 Finding = Literal["better", "worse", "no difference shown"]
 """What a paired test of the adapter against the base shows at 5 %: no card calls noise a gain."""
@@ -206,6 +207,15 @@ class FidelityFigures(Frozen):
     """From the first decoder layer to the last."""
 
 
+class OtherTarget(Frozen):
+    """A target of a merge that was made and measured too, and not kept."""
+
+    onto: Literal["original", "trained"]
+    candidate_nll: float
+    """On the same texts, nats a token: higher than that of the target that was kept."""
+    kl_mean: float
+
+
 class FidelityEvidence(Frozen):
     """How faithfully this release stands in for a reference."""
 
@@ -221,12 +231,16 @@ class FidelityEvidence(Frozen):
     """Of the file's bytes."""
     texts: Annotated[int, Field(ge=1)]
     """Conversations or windows of plain text that were measured."""
+    skipped: Annotated[int, Field(ge=0)] = 0
+    """Texts before those that were measured: 4-bit codes may have been chosen on them."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Only this many texts were taken, from the top; None: all."""
+    """Only this many texts were taken, from the first measured on; None: all."""
     figures: FidelityFigures
     delta_survival: float | None = None
     """Share of the adapter's update that is in the weights: Σ⟨W′ − W, s·B·A⟩ / Σ‖s·B·A‖², W being what the
     update was added to. 1: all of it; None: this release was not made from an adapter reference."""
+    instead_of: OtherTarget | None = None
+    """What was tried beside this, where the target was picked by the likelihood of the text."""
     base_mismatch: BaseMismatch | None = None
     """The base that an adapter was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
@@ -234,6 +248,31 @@ class FidelityEvidence(Frozen):
     hardware: Hardware
     seconds: float
     """Wall time of comparing, without loading."""
+
+
+class RoundingError(Frozen):
+    """How far the outputs of one linear layer are from the wanted ones, on the calibration text."""
+
+    name: str
+    """The weight's."""
+    nearest: Annotated[float, Field(ge=0)]
+    """‖(Q − T)·X‖² / ‖T·X‖² with each weight in its nearest code; T·X comes nearest to the wanted outputs."""
+    chosen: Annotated[float, Field(ge=0)]
+    """The same with the codes that were kept: never more, the nearest where no better were found."""
+
+
+class RoundingEvidence(Frozen):
+    """What choosing 4-bit codes on text gained over rounding to nearest."""
+
+    text: str
+    """The file's name."""
+    text_sha256: Sha256
+    """Of the file's bytes."""
+    texts: Annotated[int, Field(ge=1)]
+    """Conversations or windows of it that codes were chosen on."""
+    tokens: Annotated[int, Field(ge=1)]
+    weights: tuple[RoundingError, ...]
+    """In the order of the decoder's layers."""
 
 
 EvidenceT = TypeVar("EvidenceT", bound=Frozen)

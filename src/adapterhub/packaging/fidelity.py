@@ -87,6 +87,12 @@ def decoder_layers(model: Any) -> list[tuple[str, torch.nn.Module]]:
     return [(names[layer], layer) for layer in layers]
 
 
+def hidden_states(output: Any) -> torch.Tensor:
+    """A decoder layer's hidden states; some models return them first in a tuple."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
 class _LayerWatch:
     """Sums over tokens of each layer's relative error; holds one text's outputs of the reference."""
 
@@ -100,11 +106,11 @@ class _LayerWatch:
         self._outputs.clear()
 
     def keep(self, layer: int, output: Any) -> None:
-        self._outputs[layer] = _hidden(output)
+        self._outputs[layer] = hidden_states(output)
 
     def compare(self, layer: int, output: Any) -> None:
         expected = self._outputs.pop(layer).float()
-        difference = _hidden(output).to(expected.device).float() - expected
+        difference = hidden_states(output).to(expected.device).float() - expected
         shares = difference.norm(dim=-1) / expected.norm(dim=-1)  # (1, tokens)
         self._sums[layer] += float(shares.double().sum())
         self._tokens += shares.numel() if layer == 0 else 0
@@ -136,12 +142,6 @@ def _watched_layers(reference: Any, candidate: Any) -> Iterator[_LayerWatch]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hidden(output: Any) -> torch.Tensor:
-    """A decoder layer's hidden states; some models return them first in a tuple."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:

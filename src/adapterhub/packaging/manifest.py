@@ -139,6 +139,8 @@ class Merge(Frozen):
     dtype: Literal["bfloat16", "nf4", "fp4", "int8"] = "bfloat16"
     """What the sum, made in float32, was rounded to: in the linear layers for the quantized ones, whose other
     tensors are in bfloat16."""
+    rounding: Literal["nearest", "calibrated"] = "nearest"
+    """Each weight to its nearest code, or 4-bit codes chosen on text (evidence/rounding.json)."""
     others: tuple[MergedAdapter, ...] = ()
     """What was merged together with the parent."""
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Literal
 from adapterhub.errors import BaseMismatchError, ReleaseError
 from adapterhub.packaging.adapter import Adapter, read_adapter
 from adapterhub.packaging.base import base_digest, check_base, check_config, weight_files
+from adapterhub.packaging.calibration.calibrate import CalibrationText, Rounding, add_rounding, note_text
 from adapterhub.packaging.checkpoint import open_checkpoint
 from adapterhub.packaging.combination import Combine, CombinedAdapter, combine_adapters
+from adapterhub.packaging.evidence import RoundingEvidence
 from adapterhub.packaging.files import sha256_file
 from adapterhub.packaging.layout import Storage
 from adapterhub.packaging.manifest import (
@@ -36,7 +38,7 @@ from adapterhub.packaging.manifest import (
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.shards import Progress
 from adapterhub.packaging.sums import plan_sums
-from adapterhub.packaging.writing import name_of, write_checkpoint
+from adapterhub.packaging.writing import Examine, name_of, write_checkpoint
 from adapterhub.version import __version__
 
 Onto = Literal["original", "trained"]
@@ -79,6 +81,8 @@ class MergeReport:
     seconds: float
     release: Release | None
     """None for a plain PEFT folder."""
+    rounding: RoundingEvidence | None = None
+    """What choosing 4-bit codes on text gained; None for rounding to nearest."""
 
 
 def merge_adapter(
@@ -90,6 +94,8 @@ def merge_adapter(
     storage: Storage = "bf16",
     combination: Combination | None = None,
     allow_base_mismatch: str | None = None,
+    calibration: CalibrationText | None = None,
+    examine: Examine | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress = lambda _done, _all: None,
@@ -97,12 +103,14 @@ def merge_adapter(
     """Merge the adapter in ``adapter`` into the checkpoint ``base``, and write a checkpoint to ``out``.
 
     ``adapter`` is a release's folder or a plain PEFT one; ``combination`` adds others to it, which must be of
-    the same base. The result has the base's shards, its
-    weights in bfloat16 or (all linear layers but the head) quantized to ``storage`` by rounding to nearest,
-    and loads with transformers alone. Of a release it is a release too, of kind ``merged`` or ``quantized``,
-    and the base must have the digests that the adapter's manifest names, unless ``allow_base_mismatch`` says
-    why another will do, which the new manifest records. ``device`` quantizes (its own codes
-    where a number lies between two); ``threads`` defaults to the processors at hand and changes no byte.
+    the same base. The result has the base's shards, its weights in bfloat16 or (all linear layers but the
+    head) quantized to ``storage`` by rounding to nearest, or with 4-bit codes chosen on ``calibration`` (see
+    ``adapterhub.packaging.calibration``), and loads with transformers alone. Of a release it is a release
+    too, of kind ``merged`` or ``quantized``, and the base must have the digests that the adapter's manifest
+    names, unless ``allow_base_mismatch`` says why another will do, which the new manifest records.
+    ``examine`` is told the finished folder before it gets its name, and may add files to it or refuse it.
+    ``device`` quantizes (its own codes where a number lies between two); ``threads`` defaults to the
+    processors at hand and changes no byte where codes are not chosen on text.
 
     Raises ReleaseError when a tensor matches nothing in the base or cannot be merged right, or when ``out``
     exists; BaseMismatchError for another base; SignatureError for a changed file of the release; OSError
@@ -125,14 +133,17 @@ def merge_adapter(
     quantization = _quantization(source, onto)
     whole = _read(adapter, combination)
     plan = plan_sums(whole, checkpoint, quantization, storage, device)
+    rounding = Rounding(checkpoint, plan, calibration) if calibration else None
     written = write_checkpoint(
         checkpoint,
-        plan,
+        replace(plan, chosen=rounding.load) if rounding else plan,
         out,
-        inputs=_inputs(adapter, onto, storage, device, combination),
+        inputs=_inputs(adapter, onto, storage, device, combination) | note_text(calibration),
         tokenizer=adapter,
-        draft=_draft(source, onto, storage, combination, releases, mismatch) if source else None,
+        draft=_draft(source, onto, storage, combination, releases, mismatch, rounding) if source else None,
         check_sources=(lambda digests: _check_weights(lock, base, digests, mismatch)) if lock else None,
+        prepare=rounding.choose if rounding else None,
+        examine=add_rounding(rounding, examine),
         threads=threads,
         progress=progress,
     )
@@ -149,6 +160,7 @@ def merge_adapter(
         resumed=written.resumed,
         seconds=time.monotonic() - started,
         release=Release.open(out) if source else None,
+        rounding=rounding.evidence() if rounding else None,
     )
 
 
@@ -243,10 +255,16 @@ def _draft(
     combination: Combination | None,
     releases: Mapping[Path, Release | None],
     mismatch: BaseMismatch | None,
+    rounding: Rounding | None,
 ) -> Manifest:
     """The new release's manifest, without its files."""
     adapter = source.manifest
-    merge = Merge(onto=onto, dtype="bfloat16" if storage == "bf16" else storage, base_mismatch=mismatch)
+    merge = Merge(
+        onto=onto,
+        dtype="bfloat16" if storage == "bf16" else storage,
+        rounding="calibrated" if rounding else "nearest",
+        base_mismatch=mismatch,
+    )
     if combination is not None:
         merge = merge.model_copy(
             update={

@@ -21,7 +21,7 @@ from typing import Any
 from adapterhub.errors import AdapterHubError, ReleaseError
 from adapterhub.packaging.files import check_target, fsync_folder, publish_folder, sha256_file
 
-_JOURNAL, _FILES = "journal.jsonl", "files"
+_JOURNAL, _FILES, _SCRATCH = "journal.jsonl", "files", "scratch"
 
 
 @dataclass
@@ -32,6 +32,11 @@ class Staging:
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What was noted with each finished file, by its name; those of an earlier run are as noted."""
     _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed on the way; it lasts as long as unfinished files do."""
+        return self.folder.parent / _SCRATCH
 
     def note(self, name: str, sha256: str | None, facts: dict[str, Any]) -> None:
         """Remember that the file ``name`` is finished and fsynced; ``facts`` come back in ``done``.
@@ -74,7 +79,7 @@ def resumable_folder(target: Path, key: str) -> Iterator[Staging]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         except BaseException:
-            if not staging.done:
+            if not staging.done and not staging.scratch.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 

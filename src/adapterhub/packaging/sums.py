@@ -25,7 +25,7 @@ from adapterhub.packaging.layout import (
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.packaging.quantized import quantized_names, through_4bit_
 from adapterhub.packaging.shards import Change, Piece
-from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile, read_bytes
+from adapterhub.packaging.tensors import DTYPE_BYTES, FLOATS, TensorEntry, TensorFile, read_bytes, read_tensor
 from adapterhub.packaging.updates import HEAD, Update, Updates, match_updates
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class SumPlan:
     """What the results are stored as."""
     device: str = "cpu"
     """Where it is computed, as torch names it."""
+    chosen: Callable[[str], Quantized4bit] | None = None
+    """Codes that were chosen beforehand, by the weight's name; None: each number goes to the nearest."""
 
     @property
     def pairs(self) -> dict[str, LoraPair | CombinedPair]:
@@ -112,6 +114,38 @@ class SumPlan:
             pieces += made
         return pieces
 
+    def sums_of(self, shard: TensorFile) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+        """The tensors of one new shard by name, each computed when it is called: float32, unrounded.
+
+        Raises ReleaseError, when called, for one that is not of floats.
+        """
+        load = lru_cache(maxsize=_PAIRS_KEPT)(self._load_pair) if self.adapter else None
+        for target in self.targets(shard):
+            file = target.origin or shard
+            yield target.entry.name, partial(self._sum, target, file, load)
+
+    def _sum(self, target: Target, file: TensorFile, load: LoadPair | None) -> torch.Tensor:
+        import torch
+
+        entry = target.entry
+        if len(entry.shape) != 2 or entry.dtype not in FLOATS:
+            return read_tensor(file, entry).to(self.device, torch.float32)
+        view = memoryview(read_bytes(file, entry.offset, entry.size))
+        finish, through = self._finish(entry.name, load), self._through(target)
+        return torch.cat(list(_summed_rows(entry, through, finish, self.device, view)))
+
+    def _finish(self, name: str, load: LoadPair | None) -> Finish | None:
+        """What the adapter does to a tensor's numbers; None when nothing."""
+        update = self.updates.by_name.get(name)
+        if update is None or not update.computes:
+            return None
+        assert self.adapter is not None
+        assert load is not None
+        return partial(_finish, self.adapter, update, load)
+
+    def _through(self, target: Target) -> Quantization | None:
+        return self.quantization if target.entry.name in self.quantized and target.origin is None else None
+
     def _load_pair(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.adapter is not None
         a, b = self.adapter.load_pair(module)
@@ -120,12 +154,9 @@ class SumPlan:
     def _pieces_of(self, target: Target, load: LoadPair | None) -> list[Piece]:
         entry, name = target.entry, target.entry.name
         update = self.updates.by_name.get(name)
-        finish = None
-        if update is not None and update.computes:
-            assert self.adapter is not None
-            assert load is not None
-            finish = partial(_finish, self.adapter, update, load)
-        through = self.quantization if name in self.quantized and target.origin is None else None
+        finish, through = self._finish(name, load), self._through(target)
+        if name in self.layout.quantized and self.chosen is not None:
+            return [Piece(entry.offset, entry.size, partial(_chosen, self.chosen, entry, target.stored))]
         if name in self.layout.quantized:
             store = _stored_in_int8 if self.layout.storage == "int8" else _stored_in_4bit
             return [
@@ -241,6 +272,12 @@ def _stored_in_4bit(
         scales.append(state.absmax)
     weight = Quantized4bit(torch.cat(codes), torch.cat(scales), state.code)
     return encode_4bit(weight, stored, entry.shape)
+
+
+def _chosen(
+    chosen: Callable[[str], Quantized4bit], entry: TensorEntry, stored: list[Stored], _view: memoryview
+) -> memoryview:
+    return encode_4bit(chosen(entry.name), stored, entry.shape)
 
 
 def _stored_in_int8(

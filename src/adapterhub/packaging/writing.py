@@ -23,6 +23,10 @@ from adapterhub.packaging.sums import SumPlan
 from adapterhub.packaging.tensors import TensorFile, encode_header
 from adapterhub.version import __version__
 
+Prepare = Callable[[Path, str], None]
+"""Told a folder to work in, and what is made of what, before the plan's pieces are asked for."""
+Examine = Callable[[Path], Mapping[str, bytes]]
+"""Told the folder of the finished checkpoint; gives files to put beside it, or raises to refuse it."""
 CheckSources = Callable[[Mapping[str, str]], None]
 """Told the sha256 of each shard of the source by its name; raises when one is not what it should be."""
 
@@ -50,6 +54,8 @@ def write_checkpoint(
     tokenizer: Path,
     draft: Manifest | None,
     check_sources: CheckSources | None,
+    prepare: Prepare | None = None,
+    examine: Examine | None = None,
     threads: int | None,
     progress: Progress,
 ) -> Written:
@@ -57,14 +63,16 @@ def write_checkpoint(
 
     ``inputs`` name what it is made of and how, beside the checkpoint itself: a run that was cut off goes on
     where all of it is the same. ``threads`` defaults to the processors at hand and changes no byte. Raises
-    ReleaseError when ``out`` exists, what ``check_sources`` raises, and OSError for a full disk; nothing is
-    left behind then.
+    ReleaseError when ``out`` exists, what ``prepare``, ``check_sources`` and ``examine`` raise, and OSError
+    for a full disk; nothing is left behind then.
     """
     size = sum(part.size for shard in checkpoint.shards for part in _stored(plan, shard))
     key = json.dumps({"inputs": inputs, "base": _identify(checkpoint), "tools": _tools()}, sort_keys=True)
     with resumable_folder(out, key) as staging:
         resumed = len(staging.done)
         todo = [shard for shard in checkpoint.shards if shard.path.name not in staging.done]
+        if prepare is not None:
+            prepare(staging.scratch, key)
         _check_space(out, sum(part.size for shard in todo for part in _stored(plan, shard)))
         digests = draft is not None or check_sources is not None
         with _one_thread_each():
@@ -78,10 +86,18 @@ def write_checkpoint(
         if check_sources is not None:
             check_sources({name: facts["source"] for name, facts in staging.done.items()})
         write_companions(checkpoint, plan, tokenizer, staging.folder)
+        if examine is not None:
+            _add_files(staging.folder, examine(staging.folder))
         if draft is not None:
             known = {name: FileEntry(**facts["target"]) for name, facts in staging.done.items()}
             seal_folder(staging.folder, draft, known)
     return Written(size, resumed)
+
+
+def _add_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def processors() -> int:
