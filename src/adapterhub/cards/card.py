@@ -23,12 +23,14 @@ from adapterhub.packaging.evidence import (
     FAILURES,
     FIDELITY,
     LEDGER,
+    ROUNDING,
     SCORES,
     CurveEvidence,
     CurvePoint,
     FailureCase,
     FidelityEvidence,
     LedgerEvidence,
+    RoundingEvidence,
     Score,
     ScoresEvidence,
     read_evidence,
@@ -44,7 +46,7 @@ from adapterhub.packaging.tasks import TASKS, TasksEvidence, read_tasks
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SOURCES = (
-    ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES, PROBES, TASKS, PRECISIONS, FIDELITY, CHANGES
+    ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES, PROBES, TASKS, PRECISIONS, FIDELITY, ROUNDING, CHANGES
 )  # fmt: skip
 """What a card is made from, beside the manifest and its author's words."""
 WORST_SHOWN = 3
@@ -79,6 +81,7 @@ class Card:
     tasks: TasksEvidence | None
     precisions: PrecisionsEvidence | None
     fidelity: FidelityEvidence | None
+    rounding: RoundingEvidence | None
     changes: ChangesEvidence | None
     words: Words
     """The author's own."""
@@ -179,6 +182,7 @@ def read_card(release: Release) -> Card:
         tasks=read_tasks(folder),
         precisions=read_precisions(folder),
         fidelity=read_evidence(folder, FIDELITY, FidelityEvidence),
+        rounding=read_evidence(folder, ROUNDING, RoundingEvidence),
         changes=read_evidence(folder, CHANGES, ChangesEvidence),
         words=read_words(folder),
         vllm_obstacles=_find_obstacles(folder),

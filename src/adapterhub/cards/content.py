@@ -119,7 +119,7 @@ def _fidelity(card: Card) -> Section | None:
     return Section(
         "Merge fidelity",
         (measurements.tabulate_fidelity(fidelity),),
-        measurements.describe_fidelity(fidelity),
+        measurements.describe_fidelity(fidelity, card.rounding),
         None,
         measurements.describe_layers(fidelity),
     )

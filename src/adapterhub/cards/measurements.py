@@ -16,7 +16,7 @@ from adapterhub.cards.formats import (
     in_time,
 )
 from adapterhub.cards.tables import Cell, Table, code, make_table, strong
-from adapterhub.packaging.evidence import CurveEvidence, FidelityEvidence, LedgerEvidence
+from adapterhub.packaging.evidence import CurveEvidence, FidelityEvidence, LedgerEvidence, RoundingEvidence
 from adapterhub.packaging.precisions import PrecisionsEvidence, Side, SideDifference
 from adapterhub.packaging.probes import ProbeScore, ProbesEvidence
 from adapterhub.packaging.tasks import TaskScore, TasksEvidence
@@ -188,12 +188,30 @@ def _fidelity_rows(fidelity: FidelityEvidence) -> Iterator[tuple[str, Cell]]:
     )
 
 
-def describe_fidelity(fidelity: FidelityEvidence) -> str:
-    """What was compared with what, on what."""
-    return (
+def describe_fidelity(fidelity: FidelityEvidence, rounding: RoundingEvidence | None) -> str:
+    """What was compared with what, on what; and how codes and target were picked, where they were."""
+    words = (
         f"Compared with {fidelity.reference} on {fidelity.figures.tokens:,} tokens of {fidelity.texts:,} "
         f"texts from {fidelity.text}, each token given all before it."
     )
+    if rounding is not None:
+        chosen = sum(error.chosen for error in rounding.weights)
+        nearest = sum(error.nearest for error in rounding.weights)
+        kept = sum(error.chosen >= error.nearest for error in rounding.weights)
+        words += f" The 4-bit codes were chosen on {rounding.texts:,} other texts ({rounding.text})"
+        if nearest > 0:
+            words += (
+                f": the layers' output error is {in_percent(chosen / nearest)} of that of the nearest codes"
+            )
+        words += f"; {kept} of {len(rounding.weights)} tensors kept the nearest." if kept else "."
+    other = fidelity.instead_of
+    if other is not None:
+        words += (
+            f" Merged onto {other.onto} weights instead, it finds the text less likely "
+            f"({in_figures(other.candidate_nll)} nats a token, "
+            f"this {in_figures(fidelity.figures.candidate_nll)})."
+        )
+    return words
 
 
 def describe_layers(fidelity: FidelityEvidence) -> str | None:

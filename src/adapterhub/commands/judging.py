@@ -122,12 +122,12 @@ def _read(
 ) -> Measuring:
     from adapterhub.trainer.texts import MEASURED, read_texts, sample_texts, split_texts
 
-    if held_out is not None and text is not None and held_out.exists() and text.exists():
-        if held_out.samefile(text):
-            raise DataError(
-                f"{text} cannot be both chosen on and measured on",
-                "leave --held-out out: its end is kept apart",
-            )
+    named = [path for path in (text, held_out) if path is not None and path.exists()]
+    if len(named) == 2 and named[0].samefile(named[1]):
+        raise DataError(
+            f"{named[0]} cannot be both chosen on and measured on",
+            "leave --held-out out: the end of --text is kept apart for it",
+        )
     calibration, measured = None, None
     if held_out is not None:
         measured = MeasuredText(held_out, read_texts(held_out, tokenizer, limit=MEASURED), limit=MEASURED)

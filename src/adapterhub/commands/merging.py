@@ -136,6 +136,7 @@ def merge_command(
                 progress=progress,
             )
 
+    evidence: FidelityEvidence | None
     judges = partial(_judge, folder, base_folder, is_release, measuring, allow_base_mismatch)
     if onto == "auto":
         report, evidence = _merge_best(merge, judges, measuring, out)

@@ -263,7 +263,7 @@ class _Work:
     def _nearest(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Places, scales and values of a weight that is rounded to nearest."""
         scales = block_scales(weight, self.plan.layout.storage)
-        exact = spread(scales, weight.shape).to(weight.device).clamp_min(_TINY)
+        exact = spread(scales.to(weight.device), weight.shape).clamp_min(_TINY)
         places = self.grid.nearest(weight / exact)
         return places, scales, self.grid.values[places] * _steps(scales, weight)
 
@@ -271,12 +271,12 @@ class _Work:
         """What a loaded model computes with, float32."""
         device = self.plan.device
         values = self.grid.by_code[unpack(weight.codes.to(device))][: shape.numel()].view(shape)
-        return values * spread(stored_scales(weight.scales), tuple(shape)).to(device)
+        return values * spread(stored_scales(weight.scales).to(device), tuple(shape))
 
 
 def _steps(scales: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The scale of each number of ``weight`` as a loaded model has it, where the weight is."""
-    return spread(stored_scales(scales), weight.shape).to(weight.device).clamp_min(_TINY)
+    return spread(stored_scales(scales).to(weight.device), weight.shape).clamp_min(_TINY)
 
 
 def _run_wanted(
@@ -320,4 +320,4 @@ def _moments(
 
 
 def _set(module: torch.nn.Module, weight: torch.Tensor) -> None:
-    module.weight.copy_(weight)  # type: ignore[union-attr,operator]
+    module.weight.copy_(weight)  # type: ignore[operator]

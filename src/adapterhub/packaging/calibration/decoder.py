@@ -96,7 +96,7 @@ class Decoder:
             return hidden
 
         for _name, layer in self.layers:
-            layer.forward = record  # type: ignore[method-assign]
+            layer.forward = record
         try:
             with suppress(_Reached):
                 self._model.get_decoder()(input_ids=ids, use_cache=False)

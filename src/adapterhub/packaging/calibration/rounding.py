@@ -36,12 +36,14 @@ class Grid:
     """The code of each, uint8."""
     by_code: torch.Tensor
     """The value of each code, float32 (16,): as bitsandbytes has it."""
+    between: torch.Tensor
+    """Half way from each value to the next."""
 
     def nearest(self, numbers: torch.Tensor) -> torch.Tensor:
         """The place in ``values`` of the one nearest to each number, int64."""
         import torch
 
-        return torch.bucketize(numbers, (self.values[1:] + self.values[:-1]) / 2)
+        return torch.bucketize(numbers, self.between)
 
 
 def read_grid(kind: str, device: str = "cpu") -> Grid:
@@ -53,7 +55,8 @@ def read_grid(kind: str, device: str = "cpu") -> Grid:
     values, codes = torch.sort(by_code, stable=True)
     # fp4 has a zero of each sign: one will do.
     keep = torch.cat([torch.ones(1, dtype=torch.bool, device=device), values[1:] != values[:-1]])
-    return Grid(values[keep].contiguous(), codes[keep].to(torch.uint8), by_code)
+    values = values[keep].contiguous()
+    return Grid(values, codes[keep].to(torch.uint8), by_code, (values[1:] + values[:-1]) / 2)
 
 
 def stored_scales(scales: torch.Tensor) -> torch.Tensor:
@@ -124,12 +127,13 @@ def choose_codes(
     damped = damp(hessian)
     order = torch.argsort(damped.diagonal(), descending=True)
     damped = damped[order][:, order].contiguous()
-    wanted, steps = wanted[:, order], steps[:, order]
+    # A column of the weight as a row: what one step works on lies together.
+    wanted, steps = wanted.T[order].contiguous(), steps.T[order].contiguous()
     places = _feed_errors(wanted, damped, steps, grid)
     _descend(places, wanted, damped, steps, grid)
     result = torch.empty_like(places)
-    result[:, order] = places
-    return result
+    result[order] = places
+    return result.T.contiguous()
 
 
 def damp(hessian: torch.Tensor) -> torch.Tensor:
@@ -143,59 +147,68 @@ def damp(hessian: torch.Tensor) -> torch.Tensor:
 def _feed_errors(
     wanted: torch.Tensor, hessian: torch.Tensor, steps: torch.Tensor, grid: Grid
 ) -> torch.Tensor:
-    """GPTQ: with U the upper Cholesky factor of H⁻¹, an error e in column j moves column k by e·U_jk/U_jj."""
+    """GPTQ: with U the upper Cholesky factor of H⁻¹, an error e in column j moves column k by e·U_jk/U_jj.
+
+    A column of the weight is a row here: ``wanted``, ``steps`` and the result are (in, out).
+    """
     import torch
 
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     work = wanted.clone()
     places = torch.empty(wanted.shape, dtype=torch.int64, device=wanted.device)
-    columns = wanted.shape[1]
-    for start in range(0, columns, _COLUMNS):
-        end = min(start + _COLUMNS, columns)
-        errors = torch.empty((wanted.shape[0], end - start), device=wanted.device)
+    errors = torch.empty((_COLUMNS, wanted.shape[1]), device=wanted.device)
+    pivots = upper.diagonal().tolist()
+    for start in range(0, len(pivots), _COLUMNS):
+        end = min(start + _COLUMNS, len(pivots))
         for column in range(start, end):
-            step = steps[:, column]
-            chosen = grid.nearest(work[:, column] / step)
-            places[:, column] = chosen
-            error = (work[:, column] - grid.values[chosen] * step) / upper[column, column]
-            work[:, column:end] -= error.unsqueeze(1) * upper[column, column:end].unsqueeze(0)
-            errors[:, column - start] = error
-        work[:, end:] -= errors @ upper[start:end, end:]
+            chosen = grid.nearest(work[column] / steps[column])
+            places[column] = chosen
+            error = torch.addcmul(work[column], grid.values[chosen], steps[column], value=-1)
+            errors[column - start] = error.div_(pivots[column])
+            work[column:end].addr_(upper[column, column:end], error, alpha=-1)
+        work[end:].addmm_(upper[start:end, end:].T, errors[: end - start], alpha=-1)
     return places
 
 
 def _descend(
     places: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, steps: torch.Tensor, grid: Grid
 ) -> None:
-    """Sweep over the columns, in place: each code the best beside the others as they are."""
+    """Sweep over the columns in place, each code the best beside the others; all are (in, out)."""
     difference = grid.values[places] * steps - wanted
-    before = float(((difference @ hessian) * difference).double().sum())
+    gradient = hessian @ difference
+    before = float((gradient * difference).double().sum())
     for _sweep in range(_SWEEPS):
-        _sweep_once(places, difference, hessian, steps, grid)
-        after = float(((difference @ hessian) * difference).double().sum())
+        _sweep_once(places, difference, gradient, hessian, steps, grid)
+        gradient = hessian @ difference
+        after = float((gradient * difference).double().sum())
         if before - after <= _ENOUGH * before:
             return
         before = after
 
 
 def _sweep_once(
-    places: torch.Tensor, difference: torch.Tensor, hessian: torch.Tensor, steps: torch.Tensor, grid: Grid
+    places: torch.Tensor,
+    difference: torch.Tensor,
+    gradient: torch.Tensor,
+    hessian: torch.Tensor,
+    steps: torch.Tensor,
+    grid: Grid,
 ) -> None:
-    """One sweep; ``difference`` is Q − T and is kept so."""
-    columns = places.shape[1]
-    gradient = difference @ hessian
-    for start in range(0, columns, _COLUMNS):
-        end = min(start + _COLUMNS, columns)
-        first = difference[:, start:end].clone()
-        local = gradient[:, start:end]
+    """One sweep; ``difference`` is Q − T and is kept so, ``gradient`` H·(Q − T) only where it is needed."""
+    import torch
+
+    pivots = hessian.diagonal().tolist()
+    for start in range(0, len(pivots), _COLUMNS):
+        end = min(start + _COLUMNS, len(pivots))
+        before = difference[start:end].clone()
+        local = gradient[start:end]
         for column in range(start, end):
-            here, step = column - start, steps[:, column]
-            now = grid.values[places[:, column]] * step
-            chosen = grid.nearest((now - local[:, here] / hessian[column, column]) / step)
-            change = grid.values[chosen] * step - now
-            places[:, column] = chosen
-            difference[:, column] += change
-            local += change.unsqueeze(1) * hessian[column, start:end].unsqueeze(0)
-        moved = difference[:, start:end] - first
-        gradient[:, end:] += moved @ hessian[start:end, end:]
+            now = grid.values[places[column]] * steps[column]
+            best = torch.add(now, local[column - start], alpha=-1 / pivots[column])
+            chosen = grid.nearest(best.div_(steps[column]))
+            change = torch.addcmul(now.neg_(), grid.values[chosen], steps[column])
+            places[column] = chosen
+            difference[column] += change
+            local.addr_(hessian[column, start:end], change)
+        gradient[end:].addmm_(hessian[end:, start:end], difference[start:end] - before)

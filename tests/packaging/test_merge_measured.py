@@ -1,0 +1,194 @@
+"""``merge`` and ``requantize`` with text: codes chosen on it, the result measured, refused over the limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub.packaging.evidence import FIDELITY, FidelityEvidence, read_evidence
+from adapterhub.packaging.merge import merge_adapter
+from adapterhub.packaging.release import Release
+
+RunCli = Callable[..., tuple[int, str, str]]
+WORDS = ("apples", "pears", "milk", "bread", "plums", "cheese")
+
+
+@pytest.fixture
+def text(tmp_path: Path, write_jsonl: Callable[[Path, list[dict]], Path]) -> Path:
+    def row(number: int) -> dict:
+        item = WORDS[number % len(WORDS)]
+        answer = f'{{"item": "{item}", "quantity": {number}}}'
+        return {
+            "messages": [
+                {"role": "user", "content": f"{number} {item} for Ann, please."},
+                {"role": "assistant", "content": answer},
+            ]
+        }
+
+    return write_jsonl(tmp_path / "text.jsonl", [row(number) for number in range(1, 13)])
+
+
+def test_a_merge_with_text_is_calibrated_and_measured_on_other_rows(
+    tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    out = tmp_path / "out"
+    code, printed, err = run_cli(
+        "merge", tiny_release, "--to", "nf4", "--onto", "trained", "--base", tiny_base, "--text", text,
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(printed)
+    found = read_evidence(out, FIDELITY, FidelityEvidence)
+    assert found is not None
+    assert found == FidelityEvidence.model_validate(result["fidelity"])
+    assert (found.texts, found.skipped, result["rounding"]["texts"]) == (3, 9, 9)
+    assert found.reference_sha256 == Release.open(tiny_release).digest
+    assert found.delta_survival is not None
+    assert found.delta_survival > 0.5
+    Release.open(out).check_files()
+    code, printed, _err = run_cli(
+        "fidelity", tiny_release, out, "--text", text, "--base", tiny_base, "--json"
+    )
+    again = FidelityEvidence.model_validate_json(printed)
+    assert again.delta_survival == pytest.approx(found.delta_survival)
+    assert again.weights_digest == found.weights_digest
+
+
+def test_over_the_limit_nothing_is_left(
+    tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    out = tmp_path / "made" / "out"
+    args = ("merge", tiny_release, "--to", "nf4", "--onto", "original", "--base", tiny_base, "--out", out)
+    code, printed, err = run_cli(*args, "--rounding", "nearest", "--held-out", text, "--max-kl", "1e-9")
+    assert (code, printed) == (3, "")
+    assert "over the limit of 1e-09" in err
+    assert "model.layers." in err
+    assert list(out.parent.iterdir()) == []
+    code, printed, err = run_cli(*args, "--rounding", "nearest", "--held-out", text, "--max-kl", "99")
+    assert code == 0
+    assert "KL" in printed
+    assert "warning" not in err
+
+
+def test_auto_keeps_the_target_with_the_likelier_text(
+    tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    out = tmp_path / "made" / "out"
+    code, printed, err = run_cli(
+        "merge", tiny_release, "--to", "fp4", "--onto", "auto", "--base", tiny_base, "--text", text,
+        "--rounding", "nearest", "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    release = Release.open(out)
+    release.check_files()
+    found = read_evidence(out, FIDELITY, FidelityEvidence)
+    assert found is not None
+    assert found.instead_of is not None
+    assert release.manifest.merge is not None
+    assert {release.manifest.merge.onto, found.instead_of.onto} == {"trained", "original"}
+    assert found.figures.candidate_nll <= found.instead_of.candidate_nll
+    assert f"picked       {release.manifest.merge.onto}" in printed
+    assert list(out.parent.iterdir()) == [out]
+    code, _printed, err = run_cli("card", out)
+    assert code == 0, err
+    assert f"Merged onto {found.instead_of.onto} weights instead" in (out / "README.md").read_text()
+
+
+def test_a_plain_adapter_is_measured_too(
+    tiny_adapter: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    code, printed, err = run_cli(
+        "merge", tiny_adapter, "--to", "int8", "--onto", "trained", "--base", tiny_base, "--held-out", text,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "NLL" in printed
+    assert not (tmp_path / "out" / FIDELITY).exists()  # no release, so no evidence
+
+
+def test_without_text_it_says_what_that_loses(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    args = ("merge", tiny_release, "--to", "nf4", "--base", tiny_base, "--out", tmp_path / "out")
+    code, _printed, err = run_cli(*args, "--onto", "original")
+    assert code == 0
+    assert "rounding to nearest" in err
+    assert "not measured how faithful" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--onto", "auto"), "picks by the likelihood"),
+        (("--onto", "original", "--max-kl", "1"), "needs the result to be measured"),
+        (("--onto", "original", "--rounding", "calibrated"), "needs text"),
+        (("--onto", "original", "--text", "absent.jsonl"), "no such file"),
+        (("--onto", "original", "--text", "{text}", "--held-out", "{text}"), "both chosen on and measured"),
+        (("--onto", "original", "--no-fidelity", "--held-out", "{text}"), "does not use"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    given: tuple[str, ...],
+    words: str,
+    tiny_release: Path,
+    tiny_base: Path,
+    text: Path,
+    tmp_path: Path,
+    run_cli: RunCli,
+) -> None:
+    out = tmp_path / "out"
+    filled = [part.format(text=text) for part in given]
+    code, printed, err = run_cli(
+        "merge", tiny_release, "--to", "nf4", "--base", tiny_base, "--out", out, *filled
+    )
+    assert (code, printed) == (2, "")
+    assert words in err
+    assert not out.exists()
+
+
+def test_a_merged_release_is_requantized(
+    tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    merged, out, direct = tmp_path / "merged", tmp_path / "out", tmp_path / "direct"
+    merge_adapter(tiny_release, tiny_base, merged, onto="original")
+    code, printed, err = run_cli("requantize", merged, "--to", "nf4", "--text", text, "--out", out)
+    assert code == 0, err
+    assert "stored in    nf4, 14 of 20 tensors" in printed
+    release = Release.open(out)
+    release.check_files()
+    manifest = release.manifest
+    assert (manifest.name, manifest.kind) == ("tiny-orders-nf4", "quantized")
+    assert manifest.merge is not None
+    assert (manifest.merge.onto, manifest.merge.dtype, manifest.merge.rounding) == (
+        "original",
+        "nf4",
+        "calibrated",
+    )
+    assert manifest.parent is not None
+    assert manifest.parent.manifest_sha256 == Release.open(merged).digest
+    found = read_evidence(out, FIDELITY, FidelityEvidence)
+    assert found is not None
+    assert found.reference == "tiny-orders-merged@0.1.0"
+    # int8 of the bf16 sum is int8 of the sum, but for the one rounding more.
+    code, _printed, _err = run_cli("requantize", merged, "--to", "int8", "--no-fidelity", "--out", direct)
+    assert code == 0
+    code, _printed, err = run_cli("requantize", out, "--to", "int8", "--out", tmp_path / "twice")
+    assert code == 3
+    assert "of kind 'quantized'" in err
+
+
+def test_a_changed_shard_is_not_requantized(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    merge_adapter(tiny_release, tiny_base, merged, onto="original")
+    shard = merged / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    code, _printed, err = run_cli("requantize", merged, "--to", "int8", "--out", out)
+    assert code == 4, err
+    assert not out.exists()
