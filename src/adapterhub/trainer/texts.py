@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 """Tokens that a text may have: plain text is cut there, and a longer conversation ends there."""
-CALIBRATED, MEASURED = 128, 60
+CALIBRATED, MEASURED = 256, 60
 """Texts that 4-bit codes are chosen on, and texts that the result is measured on."""
 _ROWS = (".jsonl", ".json", ".parquet")
 # Of a file that both are taken from, this share is measured on: the last part.

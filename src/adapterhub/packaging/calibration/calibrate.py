@@ -174,7 +174,7 @@ class _Work:
         modules = [name.removeprefix(prefix).removesuffix(".weight") for name in names]
         outputs, seen = _run_wanted(wanted, number, rows, modules)
         if number not in self.store.errors:
-            self._choose_layer(number, rows, rounded, exact, seen)
+            self._choose_layer(number, rows, rounded, exact, seen, outputs)
         for name, module in zip(names, modules, strict=True):
             _set(rounded.get_submodule(module), self._dense(self.store.load(name), exact[name].shape))
         for row, output in zip(rows, outputs, strict=True):
@@ -188,16 +188,28 @@ class _Work:
         rounded: torch.nn.Module,
         exact: Mapping[str, torch.Tensor],
         seen: list[dict[str, torch.Tensor]],
+        outputs: list[torch.Tensor],
     ) -> None:
-        """Choose codes module after module, each put into ``rounded`` before the next sees its inputs."""
+        """Choose codes module after module, each put into ``rounded`` before the next sees its inputs.
+
+        The last, where its output is added to what the layer puts out, makes up for everything before it.
+        """
+        import torch
+
         prefix = self.decoder.layers[number][0] + "."
         weights: dict[str, Quantized4bit] = {}
         errors = []
-        for group in _groups(seen[0]):
-            hessian, drift = _moments(rounded, number, rows, group[0], seen)
+        groups = _groups(seen[0])
+        for group in groups:
             names = [f"{prefix}{module}.weight" for module in group]
-            for name, weight, error in self._choose(names, exact, hessian, drift):
-                weights[name] = weight
+            weight = torch.cat([exact[name] for name in names])
+            if group == groups[-1] and _is_added(rounded, number, rows[0], group):
+                hessian, missing = _whole_moments(rounded, number, rows, group[0], outputs)
+            else:
+                hessian, drift = _moments(rounded, number, rows, group[0], seen)
+                missing = weight @ drift
+            for name, kept, error in self._choose(names, exact, aim(weight, hessian, missing), hessian):
+                weights[name] = kept
                 errors.append(error)
             for name, module in zip(names, group, strict=True):
                 _set(rounded.get_submodule(module), self._dense(weights[name], exact[name].shape))
@@ -207,14 +219,13 @@ class _Work:
         self,
         names: Sequence[str],
         exact: Mapping[str, torch.Tensor],
+        aimed: torch.Tensor,
         hessian: torch.Tensor,
-        drift: torch.Tensor,
     ) -> Iterator[tuple[str, Quantized4bit, RoundingError]]:
         """The codes of weights with the same inputs: chosen together, compared with rounding one by one."""
         import torch
 
         sizes = [exact[name].shape[0] for name in names]
-        aimed = aim(torch.cat([exact[name] for name in names]), hessian, drift)
         fixed = [
             self._fixed_scales(name, exact[name], goal, hessian)
             for name, goal in zip(names, aimed.split(sizes), strict=True)
@@ -317,6 +328,46 @@ def _moments(
     assert hessian is not None
     assert drift is not None
     return hessian, drift
+
+
+def _whole_moments(
+    rounded: torch.nn.Module,
+    number: int,
+    rows: Sequence[Row],
+    module: str,
+    outputs: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ x̃·x̃ᵀ (in, in), and Σ (o − õ)·x̃ᵀ (out, in) with o what the wanted layer puts out and õ this one."""
+    hessian = missing = None
+    for row, expected in zip(rows, outputs, strict=True):
+        with watched(rounded, [module]) as seen:
+            found = run_layer(rounded, number, row.rounded, row)
+        here = seen[module].float()
+        squares = here.T @ here
+        lacks = (expected - found).float().reshape(-1, found.shape[-1]).T @ here
+        hessian = squares if hessian is None else hessian.add_(squares)
+        missing = lacks if missing is None else missing.add_(lacks)
+    assert hessian is not None
+    assert missing is not None
+    return hessian, missing
+
+
+def _is_added(layer: torch.nn.Module, number: int, row: Row, group: Sequence[str]) -> bool:
+    """Whether one module's output is added, as it is, to what the layer puts out; found by trying."""
+    import torch
+
+    if len(group) != 1:
+        return False
+    plain = run_layer(layer, number, row.rounded, row)
+    module = layer.get_submodule(group[0])
+    handle = module.register_forward_hook(lambda _module, _given, output: output + 1)
+    try:
+        moved = run_layer(layer, number, row.rounded, row)
+    finally:
+        handle.remove()
+    if moved.shape != plain.shape:
+        return False
+    return torch.allclose(moved - plain, torch.ones_like(plain), atol=1e-2)
 
 
 def _set(module: torch.nn.Module, weight: torch.Tensor) -> None:

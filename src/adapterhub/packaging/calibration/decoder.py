@@ -43,7 +43,7 @@ class Decoder:
     def __init__(self, folder: Path, changed: Mapping[str, Any], weights: Weights, device: str) -> None:
         """``folder`` has the configuration, ``changed`` what is otherwise in it.
 
-        Computes in float32 on the CPU and in bfloat16 elsewhere. Raises ReleaseError for a model that
+        Computes in float32. Raises ReleaseError for a model that
         transformers cannot build, or whose layers are not listed as ``model.layers``.
         """
         import torch
@@ -51,7 +51,7 @@ class Decoder:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self._weights, self._device = weights, device
-        self._dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self._dtype = torch.float32
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             for key, value in changed.items():

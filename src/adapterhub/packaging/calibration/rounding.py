@@ -97,15 +97,15 @@ def spread(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return scales.repeat_interleave(BLOCK)[: rows * columns].view(rows, columns)
 
 
-def aim(weight: torch.Tensor, hessian: torch.Tensor, drift: torch.Tensor) -> torch.Tensor:
+def aim(weight: torch.Tensor, hessian: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
     """The weights that bring the layer's outputs nearest to the wanted ones with the inputs that it gets.
 
-    W + W·D·H⁻¹ (float32 (out, in)), with D = Σ (x − x̃)·x̃ᵀ, ``drift``, and H = Σ x̃·x̃ᵀ, ``hessian``, damped.
+    W + M·H⁻¹ (float32 (out, in)): M = Σ (y − W·x̃)·x̃ᵀ is what its outputs lack, H = Σ x̃·x̃ᵀ, damped.
     """
     import torch
 
     factor = torch.linalg.cholesky(damp(hessian))
-    return weight + torch.cholesky_solve((weight @ drift).T, factor).T
+    return weight + torch.cholesky_solve(missing.T, factor).T
 
 
 def output_error(found: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor) -> float:
