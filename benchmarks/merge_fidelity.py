@@ -2,13 +2,13 @@
 
 The live model is the NF4 base (double quantization, blocks of 64) with the adapter attached. Every model's
 weights are dequantized and computed with in float32, so that figures differ by weights alone and not by a
-machine's arithmetic. Adapters are trained here, in float32 on the dequantized weights (what QLoRA computes,
-without the rounding to bf16), 120 steps of one conversation; ``--adapter`` measures a release as well::
+machine's arithmetic. Adapters of rank 16 and 64 are trained here by ``adapterhub train``, 120 steps of one
+row of 512 tokens; ``--adapter`` measures a release instead::
 
     python benchmarks/merge_fidelity.py --base SMOLLM2-135M-INSTRUCT --train TRAIN.jsonl --test TEST.jsonl
 
-Models are measured on the first 60 rows of TEST, codes chosen on 128 rows from all over TRAIN. A case that
-the results file has for the same adapter is not measured again, so a run that was cut off goes on.
+Models are measured on the first 60 rows of TEST, codes chosen on rows from all over TRAIN. A case that the
+results file has for the same adapter is not measured again, so a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -16,32 +16,42 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import describe_machine
 
+from adapterhub.load import default_device
 from adapterhub.packaging.adapter import read_adapter
 from adapterhub.packaging.calibration.calibrate import CalibrationText
 from adapterhub.packaging.checkpoint import open_checkpoint
 from adapterhub.packaging.files import sha256_file
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.packaging.merge import merge_adapter
-from adapterhub.packaging.quantized import through_4bit_
 from adapterhub.packaging.sums import plan_sums
 from adapterhub.packaging.survival import weights_in
-from adapterhub.trainer.data import read_rows
 from adapterhub.trainer.model import load_tokenizer
-from adapterhub.trainer.template import IGNORED, encode
 from adapterhub.trainer.texts import read_texts, sample_texts
 
-STEPS, LEARNING_RATE, LONGEST = 120, 5e-4, 256
-WARMUP, CLIP = 6, 0.3
+RECIPE = """
+name: sft-rank-{rank}
+base: {base}
+base_name: HuggingFaceTB/SmolLM2-135M-Instruct
+data: {{train: {train}, licence: mit, max_length: 512, packing: true}}
+quantization: {{type: nf4, double: true}}
+lora: {{rank: {rank}, alpha: {alpha}, target_modules: all-linear}}
+training: {{steps: 120, batch_size: 1, learning_rate: 5.0e-4, warmup: 0.05, save_every: 1000}}
+"""
+RANKS = (16, 64)
 ROWS = 60
 MATRIX = 4096
 """Side of the weight that quantizing is timed on."""
@@ -54,37 +64,41 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--rank", type=int, action="append", help="Of an adapter to train. Default: 16, 64.")
-    parser.add_argument("--adapter", type=Path, action="append", default=[], help="A release to measure too.")
+    parser.add_argument(
+        "--adapter", type=Path, action="append", help="A release to measure; none is trained."
+    )
     parser.add_argument("--only", action="append", help="Only these cases.")
+    parser.add_argument("--jobs", type=int, default=1, help="Cases at a time, each in its own process.")
     parser.add_argument("--folder", type=Path, help="Where trained adapters stay. Default: nowhere.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "merge_fidelity.json")
-    arguments = parser.parse_args()
-    results = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {"adapters": {}}
+    given = parser.parse_args()
+    results = json.loads(given.out.read_text()) if given.out.is_file() else {"adapters": {}}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch)
-        adapters = list(arguments.adapter)
-        for rank in arguments.rank if arguments.rank is not None else (16, 64):
-            adapters.append(train_adapter(arguments.base, arguments.train, rank, folder))
+        adapters = given.adapter or train_adapters(given.base, given.train, given.folder or Path(scratch))
+        todo = []
         for adapter in adapters:
-            bench = Bench(arguments.base, adapter, arguments.train, arguments.test, Path(scratch))
+            digest = sha256_file(adapter / "adapter_model.safetensors")
             found = results["adapters"].setdefault(adapter.name, {})
-            if found.get("weights_sha256") != bench.digest:
+            if found.get("weights_sha256") != digest:
                 found.clear()
-                found["weights_sha256"] = bench.digest
-                found["cases"] = {}
-            for name, measure in bench.cases():
-                if name in found["cases"] or (arguments.only and name not in arguments.only):
-                    continue
-                began = time.perf_counter()
-                case = measure()
-                found["cases"][name] = {**case, "seconds": round(time.perf_counter() - began, 1)}
-                print(f"{adapter.name:<16} {name:<28} {json.dumps(found['cases'][name])}", flush=True)
-                _write(arguments.out, results)
-    if not arguments.only or "quantize speed" in arguments.only:
+                found |= {"weights_sha256": digest, "cases": {}}
+            wanted = [name for name in CASES if not given.only or name in given.only]
+            todo += [(adapter, name) for name in wanted if name not in found["cases"]]
+        with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+            started = {
+                pool.submit(measure_case, given.base, adapter, given.train, given.test, name): (adapter, name)
+                for adapter, name in todo
+            }
+            for future in as_completed(started):
+                adapter, name = started[future]
+                case = future.result()
+                results["adapters"][adapter.name]["cases"][name] = case
+                print(f"{adapter.name:<16} {name:<28} {json.dumps(case)}", flush=True)
+                _write(given.out, results)
+    if not given.only or "quantizing" in given.only:
         results["quantizing"] = quantizing_speed()
         print(json.dumps(results["quantizing"]))
-    _write(arguments.out, results)
+        _write(given.out, results)
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
@@ -96,31 +110,37 @@ def _write(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps({**results, **head}, indent=2) + "\n")
 
 
-class Bench:
-    """One adapter's cases."""
+def measure_case(base: Path, adapter: Path, train: Path, test: Path, name: str) -> dict[str, Any]:
+    """One case's figures."""
+    began = time.perf_counter()
+    case = CASES[name](_bench(base, adapter, train, test))
+    return {**case, "seconds": round(time.perf_counter() - began, 1)}
 
-    def __init__(self, base: Path, adapter: Path, train: Path, test: Path, scratch: Path) -> None:
-        self._base, self._adapter, self._train, self._scratch = base, adapter, train, scratch
+
+@lru_cache(maxsize=1)
+def _bench(base: Path, adapter: Path, train: Path, test: Path) -> Bench:
+    """A process keeps the live model's answers for its next case."""
+    return Bench(base, adapter, train, test)
+
+
+class Bench:
+    """One adapter, and what it is measured on."""
+
+    def __init__(self, base: Path, adapter: Path, train: Path, test: Path) -> None:
+        self._base, self._adapter, self._train = base, adapter, train
+        self._device = default_device()
         self._tokenizer = load_tokenizer(base)
         self._texts = read_texts(test, self._tokenizer, limit=ROWS)
         self._live: list[torch.Tensor] | None = None
-        self.digest = sha256_file(adapter / "adapter_model.safetensors")
 
-    def cases(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-        """Every case's name and what measures it."""
-        yield "live", lambda: self._report(self._expected())
-        yield "base in 16 bits", lambda: self._measure(None)
-        yield "base in NF4", lambda: self._measure(self._sums(adapted=False, trained=True))
-        for onto in ("trained", "original"):
-            yield f"onto {onto}, bf16", lambda onto=onto: self._merged(onto, "bf16")
-        yield "PEFT merge_and_unload, NF4", self._peft
-        for onto in ("trained", "original"):
-            yield f"onto {onto}, NF4 nearest", lambda onto=onto: self._merged(onto, "nf4")
-            yield f"onto {onto}, NF4 calibrated", lambda onto=onto: self._merged(onto, "nf4", chosen=True)
-        for onto in ("trained", "original"):
-            yield f"onto {onto}, int8", lambda onto=onto: self._merged(onto, "int8")
-            yield f"onto {onto}, FP4 nearest", lambda onto=onto: self._merged(onto, "fp4")
-            yield f"onto {onto}, FP4 calibrated", lambda onto=onto: self._merged(onto, "fp4", chosen=True)
+    def live(self) -> dict[str, Any]:
+        return self._report(self._expected())
+
+    def base_in_16_bits(self) -> dict[str, Any]:
+        return self._measure(None)
+
+    def base_in_nf4(self) -> dict[str, Any]:
+        return self._measure(self._sums(adapted=False, trained=True))
 
     def _expected(self) -> list[torch.Tensor]:
         """The live model's log-probabilities, a text each, float16."""
@@ -131,22 +151,29 @@ class Bench:
     def _sums(self, *, adapted: bool, trained: bool) -> Weights:
         checkpoint = open_checkpoint(self._base)
         adapter = read_adapter(self._adapter) if adapted else None
-        plan = plan_sums(adapter, checkpoint, Quantization() if trained else None)
+        through = Quantization() if trained else None
+        plan = plan_sums(adapter, checkpoint, through, device=self._device)
         sums = {name: compute for shard in checkpoint.shards for name, compute in plan.sums_of(shard)}
         return lambda module: sums[f"{module}.weight"]()
 
-    def _merged(self, onto: Any, storage: Any, chosen: bool = False) -> dict[str, Any]:
+    def merged(self, onto: Any, storage: Any, chosen: bool = False) -> dict[str, Any]:
         from transformers import AutoModelForCausalLM
 
         calibration = None
         if chosen:
             texts = sample_texts(self._train, self._tokenizer)
-            calibration = CalibrationText(self._train.name, sha256_file(self._train), texts, _tell_layer)
+            calibration = CalibrationText(self._train.name, sha256_file(self._train), texts)
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(dir=self._scratch) as name:
+        with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "out"
             report = merge_adapter(
-                self._adapter, self._base, out, onto=onto, storage=storage, calibration=calibration
+                self._adapter,
+                self._base,
+                out,
+                onto=onto,
+                storage=storage,
+                calibration=calibration,
+                device=self._device,
             )
             seconds = time.perf_counter() - began
             model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
@@ -162,7 +189,7 @@ class Bench:
             figures["kept_nearest"] = sum(error.chosen >= error.nearest for error in weights)
         return figures
 
-    def _peft(self) -> dict[str, Any]:
+    def peft(self) -> dict[str, Any]:
         import warnings
 
         from peft import PeftModel
@@ -172,7 +199,7 @@ class Bench:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = PeftModel.from_pretrained(
-                load_base(self._base, Quantization(), "cpu"), str(self._adapter)
+                load_base(self._base, Quantization(), self._device), str(self._adapter)
             ).merge_and_unload()
         return self._measure(weights_in(model))
 
@@ -183,14 +210,18 @@ class Bench:
         """Log-probabilities of a model with these weights in its linear layers; None: the base's own."""
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self._base, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(self._base, dtype=torch.float32).eval().to(self._device)
         with torch.inference_mode():
             if weights is not None:
                 for name, module in model.named_modules():
                     if isinstance(module, torch.nn.Linear) and ".layers." in name:
                         module.weight.copy_(weights(name))
             return [
-                model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1).half()
+                model(input_ids=torch.tensor([ids], device=self._device))
+                .logits[0, :-1]
+                .log_softmax(dim=-1)
+                .half()
+                .cpu()
                 for ids in self._texts
             ]
 
@@ -212,50 +243,43 @@ class Bench:
         }
 
 
-def train_adapter(base: Path, data: Path, rank: int, folder: Path) -> Path:
-    """A plain PEFT folder: LoRA on all linear layers, trained as the head says; taken if it is there."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "onto trained, NF4 calibrated": lambda bench: bench.merged("trained", "nf4", chosen=True),
+    "onto original, NF4 calibrated": lambda bench: bench.merged("original", "nf4", chosen=True),
+    "live": Bench.live,
+    "base in 16 bits": Bench.base_in_16_bits,
+    "base in NF4": Bench.base_in_nf4,
+    "onto trained, bf16": lambda bench: bench.merged("trained", "bf16"),
+    "onto original, bf16": lambda bench: bench.merged("original", "bf16"),
+    "PEFT merge_and_unload, NF4": Bench.peft,
+    "onto trained, NF4 nearest": lambda bench: bench.merged("trained", "nf4"),
+    "onto original, NF4 nearest": lambda bench: bench.merged("original", "nf4"),
+    "onto trained, int8": lambda bench: bench.merged("trained", "int8"),
+    "onto original, int8": lambda bench: bench.merged("original", "int8"),
+    "onto trained, FP4 nearest": lambda bench: bench.merged("trained", "fp4"),
+    "onto original, FP4 nearest": lambda bench: bench.merged("original", "fp4"),
+    "onto trained, FP4 calibrated": lambda bench: bench.merged("trained", "fp4", chosen=True),
+    "onto original, FP4 calibrated": lambda bench: bench.merged("original", "fp4", chosen=True),
+}
+"""The longest first, so that they do not end last where several run at a time."""
 
-    out = folder / f"sft-rank-{rank}"
-    if out.is_dir():
-        return out
-    tokenizer = load_tokenizer(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and ".layers." in name:
-            through_4bit_(parameter.data, Quantization())
-    model.float().requires_grad_(False)
-    torch.manual_seed(0)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config)
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0)
-    rows = read_rows(data, "train")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    step = 0
-    for number in order:
-        row = encode(tokenizer, rows[number].messages)
-        labels = torch.tensor(row.labels[1:])
-        spoken = (labels != IGNORED).nonzero()[:, 0]
-        if len(row.input_ids) > LONGEST or len(spoken) == 0:
+
+def train_adapters(base: Path, data: Path, folder: Path) -> list[Path]:
+    """The releases of rank 16 and 64 in ``folder``, trained at the same time; taken if they are there."""
+    running, adapters = [], []
+    for rank in RANKS:
+        out = folder / f"sft-rank-{rank}"
+        adapters.append(out)
+        if out.is_dir():
             continue
-        for group in optimizer.param_groups:
-            rise = min(1.0, (step + 1) / WARMUP)
-            group["lr"] = LEARNING_RATE * rise * 0.5 * (1 + math.cos(math.pi * step / STEPS))
-        hidden = model.model(input_ids=torch.tensor([row.input_ids]), use_cache=False).last_hidden_state
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[0, spoken]), labels[spoken])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        if step % 10 == 0:
-            print(f"rank {rank}, step {step}: loss {float(loss.detach()):.3f}", file=sys.stderr, flush=True)
-        if step == STEPS:
-            break
-    adapted.save_pretrained(out)
-    return out
+        recipe = folder / f"sft-rank-{rank}.yaml"
+        recipe.write_text(RECIPE.format(rank=rank, alpha=2 * rank, base=base.resolve(), train=data.resolve()))
+        command = [sys.executable, "-m", "adapterhub", "train", str(recipe), "--out", str(out)]
+        running.append(subprocess.Popen(command, stdout=sys.stderr))
+    failed = [process.args for process in running if process.wait() != 0]
+    if failed:
+        raise SystemExit(f"{failed[0]} failed")
+    return adapters
 
 
 def quantizing_speed() -> dict[str, Any]:
@@ -295,10 +319,6 @@ def _best(work: Callable[[], None]) -> float:
         work()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def _tell_layer(done: int, total: int) -> None:
-    print(f"choosing codes: layer {done} of {total}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
