@@ -106,7 +106,9 @@ def test_a_plain_adapter_is_measured_too(
     )  # fmt: skip
     assert code == 0, err
     assert "NLL" in printed
-    assert not (tmp_path / "out" / FIDELITY).exists()  # no release, so no evidence
+    found = read_evidence(tmp_path / "out", FIDELITY, FidelityEvidence)
+    assert found is not None
+    assert (found.reference, found.reference_sha256) == ("plain", None)
 
 
 def test_without_text_it_says_what_that_loses(

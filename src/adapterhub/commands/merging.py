@@ -214,6 +214,8 @@ def _merge_best(
         check_kl(evidence, measuring.max_kl)
         if reports[best].release is not None:
             Release.open(beside / best).with_files({FIDELITY: to_json(evidence)})
+        else:
+            (beside / best / FIDELITY).write_bytes(to_json(evidence))
         publish_folder(beside / best, out)
     report = reports[best]
     return replace(report, out=out, release=Release.open(out) if report.release else None), evidence
