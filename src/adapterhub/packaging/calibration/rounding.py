@@ -21,6 +21,8 @@ DAMPING = 0.01
 """Share of the mean diagonal that is added to H's diagonal, GPTQ's own."""
 # Columns whose changes are carried over to the others in one product.
 _COLUMNS = 64
+# A step works on a column of so many numbers: fewer are sooner done on the CPU than a GPU's kernels start.
+_MANY_ROWS = 4096
 _SWEEPS = 4
 # A sweep that gains less than this share of the error is the last.
 _ENOUGH = 0.01
@@ -44,6 +46,10 @@ class Grid:
         import torch
 
         return torch.bucketize(numbers, self.between)
+
+    def to(self, device: torch.device) -> Grid:
+        """The same on ``device``."""
+        return Grid(*(part.to(device) for part in (self.values, self.codes, self.by_code, self.between)))
 
 
 def read_grid(kind: str, device: str = "cpu") -> Grid:
@@ -127,13 +133,16 @@ def choose_codes(
     damped = damp(hessian)
     order = torch.argsort(damped.diagonal(), descending=True)
     damped = damped[order][:, order].contiguous()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.double()))
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    there = torch.device("cpu") if wanted.shape[0] < _MANY_ROWS else wanted.device
     # A column of the weight as a row: what one step works on lies together.
-    wanted, steps = wanted.T[order].contiguous(), steps.T[order].contiguous()
-    places = _feed_errors(wanted, damped, steps, grid)
-    _descend(places, wanted, damped, steps, grid)
+    work = (wanted.T[order].contiguous().to(there), steps.T[order].contiguous().to(there), grid.to(there))
+    places = _feed_errors(upper.to(there), *work)
+    _descend(places, damped.to(there), *work)
     result = torch.empty_like(places)
-    result[order] = places
-    return result.T.contiguous()
+    result[order.to(there)] = places
+    return result.T.contiguous().to(wanted.device)
 
 
 def damp(hessian: torch.Tensor) -> torch.Tensor:
@@ -144,17 +153,13 @@ def damp(hessian: torch.Tensor) -> torch.Tensor:
     return hessian + extra * torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
 
 
-def _feed_errors(
-    wanted: torch.Tensor, hessian: torch.Tensor, steps: torch.Tensor, grid: Grid
-) -> torch.Tensor:
-    """GPTQ: with U the upper Cholesky factor of H⁻¹, an error e in column j moves column k by e·U_jk/U_jj.
+def _feed_errors(upper: torch.Tensor, wanted: torch.Tensor, steps: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """GPTQ: an error e in column j moves column k by e·U_jk/U_jj, U being the upper Cholesky factor of H⁻¹.
 
     A column of the weight is a row here: ``wanted``, ``steps`` and the result are (in, out).
     """
     import torch
 
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
     work = wanted.clone()
     places = torch.empty(wanted.shape, dtype=torch.int64, device=wanted.device)
     errors = torch.empty((_COLUMNS, wanted.shape[1]), device=wanted.device)
@@ -172,7 +177,7 @@ def _feed_errors(
 
 
 def _descend(
-    places: torch.Tensor, wanted: torch.Tensor, hessian: torch.Tensor, steps: torch.Tensor, grid: Grid
+    places: torch.Tensor, hessian: torch.Tensor, wanted: torch.Tensor, steps: torch.Tensor, grid: Grid
 ) -> None:
     """Sweep over the columns in place, each code the best beside the others; all are (in, out)."""
     difference = grid.values[places] * steps - wanted
