@@ -54,7 +54,30 @@ RIGHT_AND_WRONG: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["Slowly, door: green", "So: slowly door green the"],
         ["", "green door slowly", "slowly the door green"],
     ),
+    (
+        {"type": "json_schema", "schema": {"type": "object", "required": ["a"]}},
+        ['{"a": 1}', ' {"a": [], "b": 2}\n'],
+        ["", "{}", "[1]", 'Here it is: {"a": 1}', '{"a": 1'],
+    ),
+    (
+        {"type": "language", "language": "de"},
+        ["Der Wald ist schön und nicht weit von hier."],
+        ["", "The forest is nice and not far.", "Wald"],
+    ),
+    (
+        {"type": "not_repeated"},
+        ["One, two, three.", "no no no, really not", "a b c a b c a b c"],
+        ["", "ha " * 8, "one two three " * 4, "It is. It was. " * 5],
+    ),
+    (
+        {"type": "all_of", "checks": [{"type": "not_leaked", "secret": "fig"}, {"type": "stops"}]},
+        ["I keep it."],
+        ["", "fig", "F-I-G"],
+    ),
 ]
+
+
+CHECKS = [read_check(content, "here") for content, _right, _wrong in RIGHT_AND_WRONG]
 
 
 @pytest.mark.parametrize(("content", "right", "wrong"), RIGHT_AND_WRONG, ids=lambda value: str(value)[:40])
@@ -76,12 +99,29 @@ def test_what_passes(content: dict[str, Any], right: list[str], wrong: list[str]
         ({"type": "not_leaked", "secret": ""}, "secret"),
         ({"type": "regex", "pattern": ".*"}, "passes every answer"),
         ({"type": "regex", "pattern": "x|$"}, "passes every answer"),
+        ({"type": "all_of", "checks": [{"type": "regex", "pattern": ".*"}]}, "passes every answer"),
+        ({"type": "all_of", "checks": []}, "checks"),
+        ({"type": "json_schema", "schema": {"type": 5}}, "not a JSON Schema"),
+        ({"type": "json_schema", "schema": {"$ref": "http://example.org/x"}}, "another document"),
+        ({"type": "json_schema", "schema": {"$ref": "#"}}, "to itself"),
+        ({"type": "json_schema", "schema": {"$ref": "#/x"}}, "does not hold"),
+        ({"type": "json_schema", "schema": {"pattern": "(a|a)+"}}, "pattern is not allowed"),
+        ({"type": "json_schema", "schema": {}}, "schema"),
+        ({"type": "language", "language": "xx"}, "not known"),
     ],
 )
 def test_what_is_no_check_or_cannot_fail_is_refused(content: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         read_check(content, "suite.jsonl, line 3")
     assert caught.value.what.startswith("suite.jsonl, line 3: ")
+
+
+def test_stopping_is_told_by_the_end_not_by_the_text() -> None:
+    check = read_check({"type": "stops"}, "here")
+    assert passes(check, "Hello.", "here")
+    assert not passes(check, "Hello.", "here", finished=False)
+    both = read_check({"type": "all_of", "checks": [{"type": "stops"}, {"type": "exact", "value": "a"}]}, "")
+    assert [passes(both, "a", "", finished=end) for end in (True, False)] == [True, False]
 
 
 def test_a_regular_expression_that_runs_away_is_stopped() -> None:
@@ -93,8 +133,8 @@ def test_a_regular_expression_that_runs_away_is_stopped() -> None:
 
 @given(st.text(max_size=80))
 def test_every_check_says_yes_or_no_to_any_text(answer: str) -> None:
-    for content, _right, _wrong in RIGHT_AND_WRONG:
-        assert passes(read_check(content, "here"), answer, "here") in (True, False)
+    for check in CHECKS:
+        assert passes(check, answer, "here") in (True, False)
 
 
 def test_the_public_probes_checks_are_understood(shared_data: Path) -> None:

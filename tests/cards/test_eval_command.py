@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,9 +41,13 @@ def test_scores_and_failures_are_written_and_shown(
     assert scores is not None
     assert scores.adapter_sha256 == release.manifest.files["adapter_model.safetensors"].sha256
     assert (scores.data.source, scores.data.rows, scores.left_out, scores.limit) == ("test.jsonl", 3, 0, None)
-    exact, loss = scores.scores
+    exact, loss, perplexity, bits = scores.scores
     assert (exact.rows, exact.base, exact.adapter) == (3, 0.0, 0.0)
+    assert (exact.p_value, exact.verdict) == (1.0, "no difference shown")
     assert loss.base != loss.adapter
+    assert perplexity.adapter == pytest.approx(math.exp(loss.adapter))
+    said = sum(len(answer.encode()) for _, answer in ROWS)
+    assert bits.adapter == pytest.approx(loss.adapter * loss.tokens / said / math.log(2))
     assert scores.hardware.memory_bytes > 0
     assert set(scores.tools) >= {"torch", "transformers", "peft", "bitsandbytes", "adapterhub"}
     failures = read_failures(tiny_release)
@@ -53,7 +58,7 @@ def test_scores_and_failures_are_written_and_shown(
     lines = out.splitlines()
     assert lines[0].split("  ")[0] == "metric"
     none_right = "0.0 % 0.0 to 56.1 %"
-    assert lines[1].split() == f"exact match 3 {none_right} {none_right}".split()
+    assert lines[1].split() == f"exact match 3 {none_right} {none_right} no difference shown".split()
     assert lines[-1].startswith("failure cases: 3 (")
 
 

@@ -187,7 +187,7 @@ def test_evaluate_puts_base_beside_adapter(
         since={},
         report=lambda stage, done, total: stages.append(f"{stage} {done}/{total}"),
     )
-    exact, loss = result.scores.scores
+    exact, loss, *_ = result.scores.scores
     assert (exact.metric, exact.rows, exact.base, exact.adapter) == ("exact_match", 5, 0.0, 0.2)
     assert exact.adapter_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)
     assert loss.base != loss.adapter

@@ -143,7 +143,7 @@ def test_an_added_case_is_recorded_once_and_kept_by_eval(
     assert [kept.added for kept in read_failures(tiny_release) or ()] == [False, True]
     assert run_cli("card", tiny_release)[0] == 0
     card = (tiny_release / "README.md").read_text()
-    assert "2 recorded cases from 1 rows, 1 of them added by hand" in card
+    assert "2 recorded cases, 1 from 1 rows, 1 added by hand" in card
     assert "It greets nobody." in card
     assert "adapterhub failures run ./tiny-orders --base ./tiny-llama" in card
 
@@ -175,7 +175,8 @@ def test_what_cannot_be_added_is_said(
     ("changes", "words"),
     [
         ({"decoding": {"method": "greedy"}}, "decoding: max_new_tokens"),
-        ({"decoding": {**DECODING, "method": "sampling"}}, "decoding: method"),
+        ({"decoding": {**DECODING, "method": "sampling"}}, "decoding: temperature"),
+        ({"decoding": {**DECODING, "method": "beam"}}, "decoding: method"),
         ({"expected": {"type": "taste"}}, "taste"),
         ({"messages": ({"role": "user", "content": "word " * 600},)}, "context is 512"),
     ],
@@ -198,3 +199,73 @@ def test_a_release_that_was_not_measured_says_so(tiny_release: Path, run_cli: Ru
     broken.write_text("{}\n")
     code, _, err = run_cli("failures", "run", tiny_release, "--cases", broken)
     assert (code, "cases.jsonl, line 1" in err) == (3, True)
+
+
+def test_samples_give_a_rate_with_its_interval_and_the_same_again(
+    tiny_release: Path, tiny_base: Path, run_cli: RunCli
+) -> None:
+    add = ("failures", "add", tiny_release, "--base", tiny_base, "--max-new-tokens", 3, "--samples", 5)
+    check = '{"type": "regex", "pattern": "[a-m]$"}'
+    code, out, err = run_cli(*add, "--temperature", 2, "--seed", 7, "--prompt", "Say hello", "--check", check)
+    assert code == 0, err
+    (case,) = read_failures(tiny_release) or ()
+    assert case.rate is not None
+    assert 0 < case.rate.failed <= case.rate.samples == 5
+    assert case.rate.interval[0] < case.rate.failed / 5 <= case.rate.interval[1]
+    assert (case.decoding["method"], case.decoding["seed"], case.decoding["temperature"]) == (
+        "sampling",
+        7,
+        2,
+    )
+    assert f"fails {case.rate.failed} of 5" in err
+
+    code, out, err = run_cli("failures", "run", tiny_release, "--base", tiny_base, "--json")
+    assert code == 0, err
+    (again,) = json.loads(out)["cases"]
+    assert again["rate"] == case.rate.model_dump(mode="json")
+    assert again["answer"] == case.observed
+    assert again["status"] == ("still failing" if case.rate.failed == 5 else "flaky")
+
+
+def test_cases_are_asked_of_a_plain_base_model_too(
+    tiny_release: Path, tiny_base: Path, run_cli: RunCli
+) -> None:
+    record(tiny_release, WRONG)
+    code, out, err = run_cli("failures", "run", tiny_base, "--cases", tiny_release, "--samples", 2)
+    assert code == 0, err
+    assert out.splitlines()[0].startswith(f"{WRONG.id}  still failing  fails 2 of 2 (")
+    code, _, err = run_cli("failures", "run", tiny_base)
+    assert (code, "records no cases" in err) == (3, True)
+
+
+def test_mining_records_new_cases_of_each_class_and_eval_keeps_them(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli, write_jsonl: Callable[..., Path]
+) -> None:
+    suite = write_jsonl(
+        tmp_path / "suite.jsonl",
+        [
+            {
+                "id": f"p{number}",
+                "class": "counting" if number % 2 else "naming",
+                "messages": [{"role": "user", "content": f"How many are {number} and one?"}],
+                "check": {"type": "exact", "value": str(number + 1)},
+                "max_new_tokens": 4,
+            }
+            for number in range(6)
+        ],
+    )
+    mine = ("failures", "mine", tiny_release, "--probes", suite, "--base", tiny_base, "--each", 1, "--json")
+    code, out, err = run_cli(*mine)
+    assert code == 0, err
+    assert "6 of what was asked fails; 2 new cases are recorded" in err
+    first = json.loads(out)
+    assert {case["failure_class"] for case in first} == {"counting", "naming"}
+    assert {case["found_in"] for case in first} == {"mining"}
+    more = json.loads(run_cli(*mine)[1])
+    assert not {case["id"] for case in first} & {case["id"] for case in more}
+    kept = {case.id for case in read_failures(tiny_release) or ()}
+    assert kept == {case["id"] for case in [*first, *more]}
+
+    data = write_jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "completion": "b"}])
+    run_cli("eval", tiny_release, "--data", data, "--base", tiny_base, "--max-new-tokens", 3)
+    assert kept < {case.id for case in read_failures(tiny_release) or ()}

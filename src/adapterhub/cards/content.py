@@ -9,6 +9,7 @@ from typing import Any
 from adapterhub.cards import changes, formats, lineage, measurements, prose, provenance
 from adapterhub.cards.card import Card
 from adapterhub.cards.failures import CLASSES, expected_text
+from adapterhub.cards.probes import DESCRIPTIONS
 from adapterhub.cards.snippets import describe_base, render_snippets
 from adapterhub.cards.tables import Table
 from adapterhub.cards.words import render_words
@@ -129,7 +130,7 @@ def filters() -> dict[str, Callable[..., str]]:
     """The templates' filters that turn figures into words."""
     return {
         "bytes": formats.in_bytes,
-        "class_in_words": lambda name: CLASSES.get(name, ""),
+        "class_in_words": lambda name: CLASSES.get(name) or DESCRIPTIONS.get(name, ""),
         "expected": expected_text,
         "figures": formats.in_figures,
         "hardware": formats.hardware_in_words,

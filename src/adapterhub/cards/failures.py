@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from adapterhub.cards.checks import passes, read_check
 from adapterhub.cards.generation import Answer
 from adapterhub.cards.questions import Question
-from adapterhub.cards.scores import is_exact
+from adapterhub.cards.scores import is_exact, wilson_interval
 from adapterhub.errors import DataError
-from adapterhub.packaging.evidence import FailureCase
+from adapterhub.packaging.evidence import FailureCase, FailureRate
 
 EMPTY_ANSWER = "empty_answer"
 DOES_NOT_STOP = "does_not_stop"
@@ -56,6 +56,7 @@ def find_failures(
             expected=expected,
             observed=answer.text,
             base_answer=base_answer.text,
+            base_finished=base_answer.finished,
             since=since.get(case_id, version),
         )
     return tuple(cases.values())
@@ -90,49 +91,68 @@ def add_case(
     messages: Sequence[dict[str, str]],
     expected: dict[str, Any],
     *,
-    adapter: Answer,
+    adapter: Sequence[Answer],
     base: Answer,
     decoding: dict[str, Any],
     version: str,
     note: str | None,
 ) -> tuple[FailureCase, ...]:
-    """``cases`` and one that a person found.
+    """``cases`` and one that a person found, answered once greedily or as often as was sampled.
 
-    Raises DataError when the adapter answers it right, or when it is recorded already.
+    Raises DataError when the adapter answers it right each time, or when it is recorded already.
     """
     case_id = failure_id(messages, expected)
-    if passes(read_check(expected, case_id), adapter.text, case_id):
+    check = read_check(expected, case_id)
+    wrong = [one for one in adapter if not passes(check, one.text, case_id, finished=one.finished)]
+    if not wrong:
+        each = "" if len(adapter) == 1 else f" in all {len(adapter)} samples"
         raise DataError(
-            f"the adapter passes this check: it answers {adapter.text!r}",
+            f"the adapter passes this check{each}: it answers {adapter[0].text!r}",
             "nothing to record; tighten the check if that answer is wrong",
         )
     if any(case.id == case_id for case in cases):
         raise DataError(f"case {case_id} is recorded already", "see it with `adapterhub failures list`")
+    sampled = decoding["method"] == "sampling"
     case = FailureCase(
         id=case_id,
-        failure_class=classify(adapter, str(expected.get("value", ""))),
+        failure_class=classify(wrong[0], str(expected.get("value", ""))),
         messages=tuple(messages),
         decoding=decoding,
         expected=expected,
-        observed=adapter.text,
+        observed=wrong[0].text,
         base_answer=base.text,
+        base_finished=base.finished,
         since=version,
         added=True,
+        rate=failure_rate(len(wrong), len(adapter)) if sampled else None,
         note=note,
     )
     return (*cases, case)
 
 
-def keep_added(cases: Sequence[FailureCase], known: Sequence[FailureCase]) -> tuple[FailureCase, ...]:
-    """What a measurement found, and the ``known`` cases that a person added, which it did not ask."""
-    found = {case.id for case in cases}
-    return (*cases, *(case for case in known if case.added and case.id not in found))
+def failure_rate(failed: int, samples: int) -> FailureRate:
+    """``failed`` of ``samples`` answers, with the 95 % Wilson interval of the share."""
+    return FailureRate(failed=failed, samples=samples, interval=wilson_interval(failed, samples))
+
+
+def keep_others(
+    found: Sequence[FailureCase], known: Sequence[FailureCase], kind: Literal["rows", "probes"]
+) -> tuple[FailureCase, ...]:
+    """What a measurement of ``kind`` found, and the ``known`` cases that it did not ask.
+
+    Those are what a person added and what other kinds of measurements found. A case that both hold stays
+    added, with its note.
+    """
+    added = {case.id: case for case in known if case.added}
+    asked = {case.id for case in found}
+    others = [case for case in known if case.id not in asked and (case.added or case.found_in != kind)]
+    return (*(added.get(case.id, case) for case in found), *others)
 
 
 def is_regression(case: FailureCase) -> bool:
     """Whether the base answers right what the adapter fails."""
     where = f"failure case {case.id}"
-    return passes(read_check(case.expected, where), case.base_answer, where)
+    return passes(read_check(case.expected, where), case.base_answer, where, finished=case.base_finished)
 
 
 def expected_text(case: FailureCase) -> str:

@@ -1,10 +1,10 @@
-"""Greedy answers to many questions at once."""
+"""Answers to many questions at once: greedy ones, or samples drawn from a seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cards.questions import Prompt
@@ -22,8 +22,20 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn at random."""
+
+    temperature: float
+    """Divides the logits; above 0."""
+    top_p: float
+    """Only the likeliest tokens that together reach this probability; 1: all."""
+    seed: int
+    """Of torch's generator, before each batch."""
+
+
+@dataclass(frozen=True)
 class Decoding:
-    """How answers are generated; always greedy, so that a rerun gives the same."""
+    """How answers are generated: a rerun on the same machine gives the same."""
 
     max_new_tokens: int
     """Tokens an answer may take, its end token included."""
@@ -33,6 +45,8 @@ class Decoding:
     """Token ids that end an answer."""
     context: int | None = None
     """Tokens the model can hold; None when it sets no limit."""
+    sampling: Sampling | None = None
+    """None: greedy."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ def generate_answers(
     decoding: Decoding,
     report: Report,
 ) -> list[Answer]:
-    """The model's greedy answer to each question, in the questions' order.
+    """The model's answer to each question, in the questions' order.
 
     Prompts are batched by length with left padding, in an order that depends on the questions alone. In
     bf16 an answer can still depend on its batch mates' lengths through rounding, so the batch size belongs
@@ -60,7 +74,7 @@ def generate_answers(
     """
     answers: list[Answer | None] = [None] * len(questions)
     done = 0
-    with _plain_greedy(model, decoding):
+    with _plain_settings(model, decoding), _own_randomness(model):
         for batch in batches(questions, decoding):
             prompts = [questions[index].prompt_ids for index in batch]
             for index, tokens in zip(batch, _continue(model, prompts, decoding), strict=True):
@@ -116,6 +130,8 @@ def _continue(model: Any, prompts: Sequence[list[int]], decoding: Decoding) -> l
     ids = [[filler] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     room = decoding.max_new_tokens if decoding.context is None else decoding.context - width
+    if decoding.sampling is not None:
+        torch.manual_seed(decoding.sampling.seed)
     with torch.inference_mode():
         output: torch.Tensor = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
@@ -132,15 +148,51 @@ def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], end_tokens: Seq
     return Answer(str(text), finished=end is not None)
 
 
+def draw_samples(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Prompt,
+    samples: int,
+    decoding: Decoding,
+) -> list[Answer]:
+    """``samples`` answers to one question, which depend on it, the seed and the batch size alone.
+
+    Each batch starts from a seed of its own: the recorded one, the next, and so on.
+    """
+    answers: list[Answer] = []
+    assert decoding.sampling is not None
+    for number, start in enumerate(range(0, samples, decoding.batch_size)):
+        sampling = replace(decoding.sampling, seed=decoding.sampling.seed + number)
+        asked = [question] * min(decoding.batch_size, samples - start)
+        answers += generate_answers(
+            model, tokenizer, asked, replace(decoding, sampling=sampling), lambda _done, _total: None
+        )
+    return answers
+
+
 @contextmanager
-def _plain_greedy(model: Any, decoding: Decoding) -> Iterator[None]:
-    """Generate greedily and nothing else: the base's own settings (sampling, penalties) stand aside."""
+def _own_randomness(model: Any) -> Iterator[None]:
+    """Leave the process's random state as it was."""
+    import torch
+
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def _plain_settings(model: Any, decoding: Decoding) -> Iterator[None]:
+    """Generate as ``decoding`` says and not otherwise: the base's own settings (penalties) stand aside."""
     from transformers import GenerationConfig
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = inner.generation_config
+    drawn: dict[str, Any] = {"do_sample": False}
+    if decoding.sampling is not None:
+        settings = decoding.sampling
+        drawn = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     inner.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(decoding.end_tokens), pad_token_id=decoding.end_tokens[0]
+        eos_token_id=list(decoding.end_tokens), pad_token_id=decoding.end_tokens[0], **drawn
     )
     # The last position of each prompt is a strided slice, for which torch multiplies one copy of the whole
     # output layer a row on the CPU: a fifth of the time, and gigabytes.

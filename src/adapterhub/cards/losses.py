@@ -12,6 +12,7 @@ from adapterhub.cards.questions import IGNORED, Question
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 # Padded tokens that go through the model at once; bounds the logits (tokens x vocabulary) at some hundred MB.
 _TOKENS_AT_ONCE = 2048
@@ -27,7 +28,9 @@ class RowLoss:
     """How many those are."""
 
 
-def measure_losses(model: PeftModel, questions: Sequence[Question], report: Report) -> list[RowLoss]:
+def measure_losses(
+    model: PeftModel | PreTrainedModel, questions: Sequence[Question], report: Report
+) -> list[RowLoss]:
     """Each row's loss over its assistant tokens, in the questions' order; log-softmax in fp32."""
     losses: dict[int, RowLoss] = {}
     for batch in _batches(questions):
@@ -49,7 +52,7 @@ def _batches(questions: Sequence[Question]) -> list[list[int]]:
     return result
 
 
-def _batch_losses(model: PeftModel, rows: Sequence[Question]) -> list[RowLoss]:
+def _batch_losses(model: PeftModel | PreTrainedModel, rows: Sequence[Question]) -> list[RowLoss]:
     import torch
 
     width = max(len(row.input_ids) for row in rows)

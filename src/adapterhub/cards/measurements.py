@@ -144,7 +144,20 @@ def describe_tasks(tasks: TasksEvidence) -> str:
         f"Run by lm-eval {tasks.lm_eval} in {in_time(tasks.seconds)} on {hardware_in_words(tasks.hardware)}. "
         "Where each question is right or wrong, intervals are Wilson's and p is McNemar's exact test after "
         "Holm's correction; of other metrics nothing is claimed."
-    )
+    ) + _contamination(tasks)
+
+
+def _contamination(tasks: TasksEvidence) -> str:
+    """How many questions of each task share words with the training rows."""
+    counted = {score.task: score for score in tasks.scores}
+    known = [
+        f"{score.contaminated:,} of {score.questions:,} of {name}"
+        for name, score in counted.items()
+        if score.contaminated is not None
+    ]
+    if not known:
+        return " What the questions share with the training rows: not measured."
+    return f" Questions that share 13 words in a row with a training row: {', '.join(known)}."
 
 
 def describe_precisions(precisions: PrecisionsEvidence) -> str:

@@ -1,9 +1,12 @@
-"""Paired tests: whether the same questions answered by two models show a difference, or only noise."""
+"""Paired tests: whether two models show a difference on the same questions, or only noise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from adapterhub.cards.losses import RowLoss
+from adapterhub.cards.scores import Z_95
 from adapterhub.packaging.evidence import Finding
 
 SIGNIFICANCE = 0.05
@@ -42,3 +45,39 @@ def find(gained: float, lost: float, p_value: float) -> Finding:
     if p_value >= SIGNIFICANCE or gained == lost:
         return "no difference shown"
     return "better" if gained > lost else "worse"
+
+
+def count_discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """How many questions only ``second`` gets right (gained), and how many only ``first`` (lost)."""
+    pairs = list(zip(first, second, strict=True))
+    return sum(right and not before for before, right in pairs), sum(
+        before and not right for before, right in pairs
+    )
+
+
+def loss_difference(
+    of: Sequence[RowLoss], minus: Sequence[RowLoss]
+) -> tuple[float, tuple[float, float] | None]:
+    """The mean difference of two models' losses on the same rows, nats a token, and its 95 % interval.
+
+    Rows are clusters, paired: the ratio estimator of the rows' differences over their tokens (Cochran,
+    Sampling Techniques, section 6.4), normal approximation. No interval for fewer than two rows.
+    """
+    rows = len(of)
+    tokens = sum(loss.tokens for loss in of)
+    differences = [a.nats - b.nats for a, b in zip(of, minus, strict=True)]
+    mean = sum(differences) / tokens
+    if rows < 2:
+        return mean, None
+    residuals = sum((d - mean * loss.tokens) ** 2 for d, loss in zip(differences, of, strict=True))
+    half = Z_95 * math.sqrt(rows / (rows - 1) * residuals) / tokens
+    return mean, (mean - half, mean + half)
+
+
+def find_in_losses(interval: tuple[float, float] | None) -> Finding | None:
+    """What the interval of a difference in loss shows of the first model: below 0 it is better."""
+    if interval is None:
+        return None
+    if interval[0] <= 0 <= interval[1]:
+        return "no difference shown"
+    return "better" if interval[1] < 0 else "worse"

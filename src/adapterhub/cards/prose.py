@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adapterhub.cards.card import Card
 from adapterhub.cards.formats import (
     METRICS,
@@ -14,6 +16,7 @@ from adapterhub.cards.formats import (
     interval_of,
     quantization_in_words,
 )
+from adapterhub.packaging.evidence import Contamination, FailureCase
 from adapterhub.packaging.manifest import DatasetLock, Manifest, Quantization
 
 
@@ -73,17 +76,17 @@ def describe_failures(card: Card) -> str:
     """How many failure cases are known, and how many of them the base gets right."""
     if card.failures is None:
         return "Not measured."
+    asked = _asked_in_words(card)
     if not card.failures:
-        rows = f"{card.scores.data.rows:,} rows" if card.scores else "the rows"
-        return f"None among {rows} that were asked. That is no claim about other questions."
+        among = _listed(list(asked.values())) if asked else "the questions"
+        return f"None among {among} that were asked. That is no claim about other questions."
     count = len(card.failures)
     found = f"{count:,} recorded {'case' if count == 1 else 'cases'}"
-    added = sum(case.added for case in card.failures)
-    if added == count:
-        found += ", added by hand"
-    elif card.scores:
-        found += f" from {card.scores.data.rows:,} rows"
-        found += f", {added:,} of them added by hand" if added else ""
+    sources = _sources_in_words(card.failures, asked)
+    if len(sources) == 1:
+        found += sources[0].removeprefix(f"{count:,}")
+    else:
+        found += f", {', '.join(sources)}"
     regressed = card.regressions
     base = (
         f"the base answers {regressed:,} of them right"
@@ -93,6 +96,28 @@ def describe_failures(card: Card) -> str:
     return f"{found}; {base}."
 
 
+def _asked_in_words(card: Card) -> dict[str, str]:
+    """What kind of measurement -> how much it asked."""
+    asked = {}
+    if card.scores:
+        asked["rows"] = f"{card.scores.data.rows:,} rows"
+    if card.probes:
+        asked["probes"] = f"{sum(score.probes for score in card.probes.scores):,} probes"
+    return asked
+
+
+def _sources_in_words(cases: Sequence[FailureCase], asked: dict[str, str]) -> list[str]:
+    """How many cases come from where: ``3 from 60 rows``, ``1 added by hand``."""
+    sources = []
+    for kind, unknown in (("rows", "rows"), ("probes", "probes"), ("mining", None)):
+        count = sum(case.found_in == kind and not case.added for case in cases)
+        if count:
+            where = f"from {asked.get(kind, unknown)}" if unknown else "searched for"
+            sources.append(f"{count:,} {where}")
+    added = sum(case.added for case in cases)
+    return [*sources, f"{added:,} added by hand"] if added else sources
+
+
 def limits(card: Card) -> list[str]:
     """What the figures do not cover, and what was not measured."""
     found = []
@@ -100,6 +125,10 @@ def limits(card: Card) -> list[str]:
         found.append("Base beside adapter: not measured.")
     else:
         found += _score_limits(card)
+    measured = (card.scores, card.probes, card.tasks, card.precisions)
+    others = [it.base_mismatch for it in measured if it is not None and it.base_mismatch is not None]
+    for other in dict.fromkeys(others):
+        found.append(f"Measured on another base ({'; '.join(other.differs)}): {_as_sentence(other.reason)}")
     if card.curve is None:
         found.append("Training curve: not measured.")
     if card.ledger is None:
@@ -182,9 +211,24 @@ def _score_limits(card: Card) -> list[str]:
     found.append("Answers were generated greedily; with sampling: not measured.")
     if scores.left_out:
         found.append(f"{scores.left_out:,} rows were left out: prompt and answer exceed the context.")
-    if (other := scores.base_mismatch) is not None:
-        found.append(f"Measured on another base ({'; '.join(other.differs)}): {_as_sentence(other.reason)}")
+    found.append(_contamination_in_words(scores.contamination))
     return found
+
+
+def _contamination_in_words(found: Contamination | None) -> str:
+    if found is None:
+        return "What the scored rows share with the training rows: not measured."
+    one = found.same_prompts == 1
+    text = (
+        f"{found.same_prompts:,} of the scored rows {'has' if one else 'have'} the prompt of a training row, "
+        f"and {found.shared_sequences:,} share 13 words in a row with one, system messages left out "
+        f"({found.train_rows:,} rows of {found.train})."
+    )
+    if not found.is_trained_on:
+        text += (
+            " Whether those are all the rows that were trained on is not certain: their digest is another."
+        )
+    return text
 
 
 def _rows_in_words(data: DatasetLock) -> str:

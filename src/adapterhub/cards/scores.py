@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from adapterhub.cards.generation import Answer
 from adapterhub.cards.losses import RowLoss
 from adapterhub.cards.questions import Question
-from adapterhub.packaging.evidence import Score
 
 Z_95 = 1.959963984540054
 """The standard normal's 97.5 % point."""
@@ -45,39 +44,33 @@ def loss_interval(losses: Sequence[RowLoss]) -> tuple[float, float] | None:
     return max(0.0, mean - half), mean + half
 
 
-def score_exact_match(
-    questions: Sequence[Question], base: Sequence[Answer], adapter: Sequence[Answer]
-) -> Score:
-    """The share of questions that each side answers exactly, with Wilson intervals."""
-    rows = len(questions)
-    base_hits, adapter_hits = (
-        sum(
-            is_exact(answer.text, question.reference)
-            for question, answer in zip(questions, side, strict=True)
+def tell_exact(questions: Sequence[Question], answers: Sequence[Answer]) -> list[bool]:
+    """Whether each question is answered exactly."""
+    return [
+        is_exact(answer.text, question.reference) for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def mean_loss(losses: Sequence[RowLoss]) -> float:
+    """Nats a token over all assistant tokens."""
+    return sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses)
+
+
+def bits_per_nat(questions: Sequence[Question], losses: Sequence[RowLoss]) -> float:
+    """What turns a mean loss (nats a token) into bits a byte of the assistant's text in UTF-8.
+
+    The loss of end tokens, which have no bytes, is in it.
+    """
+    return sum(loss.tokens for loss in losses) / text_bytes(questions) / math.log(2)
+
+
+def text_bytes(questions: Sequence[Question]) -> int:
+    """UTF-8 bytes of everything the assistant says in these rows, earlier turns too."""
+    return sum(
+        len(text.encode())
+        for question in questions
+        for text in (
+            *(m["content"] for m in question.messages if m["role"] == "assistant"),
+            question.reference,
         )
-        for side in (base, adapter)
-    )
-    return Score(
-        metric="exact_match",
-        unit="share of rows",
-        rows=rows,
-        base=base_hits / rows,
-        adapter=adapter_hits / rows,
-        base_interval=wilson_interval(base_hits, rows),
-        adapter_interval=wilson_interval(adapter_hits, rows),
-    )
-
-
-def score_loss(base: Sequence[RowLoss], adapter: Sequence[RowLoss]) -> Score:
-    """The mean loss over all assistant tokens on each side, in nats a token."""
-    tokens = sum(loss.tokens for loss in adapter)
-    return Score(
-        metric="loss",
-        unit="nats a token",
-        rows=len(adapter),
-        base=sum(loss.nats for loss in base) / tokens,
-        adapter=sum(loss.nats for loss in adapter) / tokens,
-        base_interval=loss_interval(base),
-        adapter_interval=loss_interval(adapter),
-        tokens=tokens,
     )

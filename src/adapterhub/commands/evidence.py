@@ -2,48 +2,101 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.commands.targets import base_mismatch_option, refuse_cached
-from adapterhub.errors import ManifestError, ReleaseError
+from adapterhub.commands import asking, figures, measuring
+from adapterhub.commands.targets import base_mismatch_option
+from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from adapterhub.cards.evaluation import Evaluation
-    from adapterhub.cards.questions import Question
-    from adapterhub.packaging.evidence import FailureCase
-    from adapterhub.packaging.manifest import BaseMismatch
+    from adapterhub.cards.benchmarks import Asked
+    from adapterhub.cards.contamination import Messages
+    from adapterhub.cards.probes import Suite
     from adapterhub.packaging.release import Release
     from adapterhub.trainer.data import Row
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What one run of eval is to measure, read and checked before a model is loaded."""
+
+    rows: asking.Rows | None
+    precisions: bool
+    suites: list[Suite]
+    asked: Asked | None
+    trained: list[Messages] | None
+    """What was trained on; None: not here."""
+    batch_size: int
+
+
 @click.command("eval")
 @click.argument("release", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), help="Held-out rows, like test.jsonl.")
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Held-out rows, like test.jsonl."
+    "--precisions",
+    is_flag=True,
+    help="With --data: the base in 16 bits too, for what quantization cost and training bought back.",
+)
+@click.option(
+    "--probes",
+    metavar="all|CLASS|FILE",
+    multiple=True,
+    help="Ask probes: all built-in ones, a class of them, or a file of your own. Several: repeat, or commas.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="What the built-in probes are generated from.",
+)
+@click.option(
+    "--tasks",
+    metavar="TASK",
+    multiple=True,
+    help="Run benchmarks of lm-eval, or task files (.yaml). Several: repeat, or commas.",
+)
+@click.option(
+    "--few-shot", type=click.IntRange(min=0), help="Examples before a question. Default: the task's."
+)
+@click.option("--chat-template", is_flag=True, help="Put the tasks' questions through the chat template.")
+@click.option(
+    "--train",
+    "train_data",
+    type=click.Path(path_type=Path),
+    help="Training rows to look for in what is asked. Default: the recipe's, if they are here.",
 )
 @click.option(
     "--base", type=click.Path(path_type=Path), help="The base's folder. Default: the one it was trained on."
 )
 @click.option("--endpoint", metavar="URL", help="The Hub to take the base from, instead of $HF_ENDPOINT.")
 @base_mismatch_option
-@click.option("--limit", type=click.IntRange(min=1), help="Take only the first so many rows.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Take only the first so many rows, and of each task."
+)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Questions at once."
 )
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
-    help="Tokens an answer may take. Default: the longest reference and a margin.",
+    help="Tokens an answer to a row may take. Default: the longest reference and a margin.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def eval_command(
     release: Path,
-    data: Path,
+    data: Path | None,
+    precisions: bool,
+    probes: tuple[str, ...],
+    seed: int,
+    tasks: tuple[str, ...],
+    few_shot: int | None,
+    chat_template: bool,
+    train_data: Path | None,
     base: Path | None,
     endpoint: str | None,
     allow_base_mismatch: str | None,
@@ -52,195 +105,102 @@ def eval_command(
     max_new_tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the base beside the adapter of the folder RELEASE on the same rows.
+    """Measure the base beside the adapter of the folder RELEASE on the same rows, probes or benchmarks.
 
-    Both answer each row greedily (exact match with its last assistant message) and are scored by their
-    held-out loss. Scores and failure cases are written into the release, under evidence/.
+    Rows are answered greedily (exact match with their last assistant message) and scored by their held-out
+    loss. Probes are held to their checks, class by class. What is measured, and the failure cases that it
+    shows, are written into the release, under evidence/.
     """
-    from adapterhub.cards.failures import keep_added, to_jsonl
-    from adapterhub.load import load_release
-    from adapterhub.packaging.evidence import FAILURES, SCORES, to_json
-    from adapterhub.packaging.release import Release
+    if data is None and not probes and not tasks:
+        raise click.UsageError("say what to measure: --data FILE, --probes all or --tasks TASK")
+    if precisions and data is None:
+        raise click.UsageError("--precisions needs rows: --data FILE")
+    opened = measuring.open_measurable(release)
+    if precisions and opened.manifest.base and opened.manifest.base.quantization is None:
+        raise ReleaseError(f"the base of {release} is not quantized", "leave --precisions out")
+    suites = find_suites(probes, seed)
+    asked = _read_tasks(tasks, limit, few_shot, batch_size, chat_template)
+    train = measuring.read_training_rows(opened, train_data) if data or asked else None
+    wanted = _Wanted(
+        rows=_read_rows(opened, data, limit, max_new_tokens, batch_size, train) if data else None,
+        precisions=precisions,
+        suites=suites,
+        asked=asked,
+        trained=[row.messages for row in train[1]] if train else None,
+        batch_size=batch_size,
+    )
+    measurement = _measure(opened, wanted, measuring.Base(base, endpoint, allow_base_mismatch))
+    click.echo(figures.as_json(opened, measurement) if as_json else figures.as_text(measurement))
+
+
+def find_suites(names: tuple[str, ...], seed: int) -> list[Suite]:
+    """The suites that ``--probes`` names."""
+    from adapterhub.cards import probes
+
+    return probes.find_suites(_split(names), seed) if names else []
+
+
+def _read_rows(
+    release: Release,
+    data: Path,
+    limit: int | None,
+    max_new_tokens: int | None,
+    batch_size: int,
+    train: tuple[Path, list[Row]] | None,
+) -> asking.Rows:
     from adapterhub.trainer.data import read_rows
 
-    refuse_cached(release)
-    opened = Release.open(release)
-    refuse_what_cannot_be_measured(opened)
-    opened.check_files()  # a score belongs to the very weights that the manifest lists
     rows = read_rows(data, "test")[:limit]
-    _refuse_training_rows(opened, data, rows)
-    known = _known_cases(opened)
-    mismatches: list[BaseMismatch] = []
-    model, tokenizer = load_release(
-        opened, base, endpoint=endpoint, allow_base_mismatch=allow_base_mismatch, note=mismatches.append
-    )
-    evaluation = _evaluate(opened, model, tokenizer, known, data, rows, limit, batch_size, max_new_tokens)
-    scores = evaluation.scores.model_copy(update={"base_mismatch": next(iter(mismatches), None)})
-    evaluation = replace(evaluation, scores=scores, failures=keep_added(evaluation.failures, known))
-    opened.with_files({SCORES: to_json(evaluation.scores), FAILURES: to_jsonl(evaluation.failures)})
-    click.echo(_as_json(opened, evaluation) if as_json else _as_table(evaluation))
+    measuring.refuse_training_rows(release, data, rows)
+    return asking.Rows(data, rows, limit, max_new_tokens, batch_size, train)
 
 
-def _refuse_training_rows(release: Release, data: Path, rows: list[Row]) -> None:
-    """Raise DataError when ``rows`` are the very rows that the release was trained on."""
-    from adapterhub.errors import DataError
-    from adapterhub.trainer.data import rows_digest
+def _read_tasks(
+    tasks: tuple[str, ...], limit: int | None, few_shot: int | None, batch_size: int, chat_template: bool
+) -> Asked | None:
+    from adapterhub.cards.benchmarks import Asked, check_tasks
 
-    digest = rows_digest(rows)
-    if any(lock.split == "train" and lock.sha256 == digest for lock in release.manifest.datasets):
-        raise DataError(
-            f"{data} holds the rows that the adapter was trained on; they say nothing of others",
-            "name held-out rows",
+    names = _split(tasks)
+    if not names:
+        return None
+    check_tasks(names)
+    return Asked(tuple(names), limit, few_shot, batch_size, chat_template)
+
+
+def _split(values: tuple[str, ...]) -> list[str]:
+    """Names of an option that may be repeated and hold several with commas between."""
+    return list(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+
+
+def _measure(release: Release, wanted: _Wanted, base: measuring.Base) -> figures.Measurement:
+    """Measure what is wanted; each part is in the release as soon as it is there."""
+    from adapterhub.cards.failures import keep_others, to_jsonl
+    from adapterhub.packaging.evidence import FAILURES, SCORES, to_json
+    from adapterhub.packaging.precisions import PRECISIONS
+    from adapterhub.packaging.probes import PROBES
+    from adapterhub.packaging.tasks import TASKS
+
+    sixteen = None
+    if wanted.rows and wanted.precisions:
+        sixteen = asking.measure_unquantized(release, wanted.rows, base)
+    loaded = measuring.load(release, base)
+    known = measuring.known_cases(release)
+    result = figures.Measurement(failures=known)
+    if wanted.rows:
+        evaluation = result.evaluation = asking.measure_rows(loaded, wanted.rows, known)
+        result.failures = keep_others(evaluation.failures, known, "rows")
+        release = release.with_files(
+            {SCORES: to_json(evaluation.scores), FAILURES: to_jsonl(result.failures)}
         )
-
-
-def _evaluate(
-    release: Release,
-    model: Any,
-    tokenizer: Any,
-    known: tuple[FailureCase, ...],
-    data: Path,
-    rows: list[Row],
-    limit: int | None,
-    batch_size: int,
-    max_new_tokens: int | None,
-) -> Evaluation:
-    """Pose the rows, ask both sides."""
-    from adapterhub.cards.card import ADAPTER_WEIGHTS
-    from adapterhub.cards.evaluation import Subject, evaluate
-    from adapterhub.cards.generation import Decoding
-    from adapterhub.cards.progress import progress_on_stderr
-    from adapterhub.cards.questions import answer_budget
-    from adapterhub.packaging.manifest import DatasetLock
-    from adapterhub.trainer.data import rows_digest
-    from adapterhub.trainer.hardware import detect_hardware
-
-    context = getattr(model.config, "max_position_embeddings", None)
-    rows, questions, left_out = _pose(tokenizer, rows, context)
-    decoding = Decoding(
-        max_new_tokens=max_new_tokens or answer_budget(questions),
-        batch_size=batch_size,
-        end_tokens=end_tokens(tokenizer, model),
-        context=context,
-    )
-    subject = Subject(
-        adapter_sha256=release.manifest.files[ADAPTER_WEIGHTS].sha256,
-        version=release.manifest.version,
-        data=DatasetLock(source=data.name, split="test", rows=len(rows), sha256=rows_digest(rows)),
-        limit=limit,
-        left_out=left_out,
-        tools=_tools(),
-        hardware=detect_hardware(),
-    )
-    since = {case.id: case.since for case in known}
-    with progress_on_stderr() as report:
-        return evaluate(model, tokenizer, questions, decoding, subject, since=since, report=report)
-
-
-def refuse_what_cannot_be_measured(release: Release) -> None:
-    """Before the long work, say what would only show after it."""
-    if release.manifest.kind != "adapter":
-        raise ReleaseError(
-            f"{release.path} is a {release.manifest.kind} release; base beside adapter needs an adapter",
-            "name the adapter release that it was made from",
-        )
-    if release.is_signed:
-        raise ReleaseError(
-            f"{release.path} is signed, and evidence would change what the signature covers",
-            "remove model.sig, measure, and sign again",
-        )
-
-
-def _pose(tokenizer: Any, rows: list[Row], context: int | None) -> tuple[list[Row], list[Question], int]:
-    """Rows as questions; those that do not fit the context are left out, counted and said."""
-    from adapterhub.cards.questions import pose
-    from adapterhub.errors import DataError
-    from adapterhub.trainer.template import encode
-
-    kept: list[tuple[Row, Question]] = []
-    too_long: list[str] = []
-    for row in rows:
-        try:
-            encoded = encode(tokenizer, row.messages)
-        except DataError as err:
-            raise DataError(f"{row.where}: {err.what}", err.fix) from err
-        question = pose(
-            tokenizer, row.messages, row.where, input_ids=encoded.input_ids, labels=encoded.labels
-        )
-        if question.fits(context):
-            kept.append((row, question))
-        else:
-            too_long.append(row.where)
-    if too_long:
-        words = (
-            f"left out {len(too_long)} of {len(rows)} rows that do not fit the context of {context} tokens"
-        )
-        click.echo(f"{words}, like {too_long[0]}", err=True)
-    if not kept:
-        raise DataError(
-            f"none of the {len(rows)} rows fits the context of {context} tokens", "shorten the rows"
-        )
-    return [row for row, _ in kept], [question for _, question in kept], len(too_long)
-
-
-def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
-    """What ends an answer: the template's end token, then the tokenizer's and the base's own."""
-    from adapterhub.trainer.template import end_token_id
-
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    configured = inner.generation_config.eos_token_id
-    others = configured if isinstance(configured, list) else [configured]
-    found = [end_token_id(tokenizer), tokenizer.eos_token_id, *others]
-    return tuple(dict.fromkeys(token for token in found if token is not None))
-
-
-def _tools() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("adapterhub", "bitsandbytes", "peft", "tokenizers", "torch", "transformers")
-    return {name: version(name) for name in names}
-
-
-def _known_cases(release: Release) -> tuple[FailureCase, ...]:
-    """The cases recorded before."""
-    from adapterhub.packaging.evidence import read_failures
-
-    try:
-        return read_failures(release.path) or ()
-    except ManifestError as err:
-        click.echo(f"{err.what}; it is replaced", err=True)
-        return ()
-
-
-def _as_json(release: Release, evaluation: Evaluation) -> str:
-    from adapterhub.cards.failures import count_classes
-    from adapterhub.packaging.evidence import FAILURES, SCORES
-
-    document = {
-        "release": str(release.path),
-        **evaluation.scores.model_dump(mode="json"),
-        "failures": {"cases": len(evaluation.failures), "classes": count_classes(evaluation.failures)},
-        "files": [SCORES, FAILURES],
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False)
-
-
-def _as_table(evaluation: Evaluation) -> str:
-    """Metric, rows, base and adapter with their intervals, in aligned columns; then the failures."""
-    from adapterhub.cards.failures import count_classes
-    from adapterhub.cards.formats import METRICS, interval_of, value_of
-
-    lines = [("metric", "rows", "base", "95 % interval", "adapter", "95 % interval")]
-    for score in evaluation.scores.scores:
-        base = (value_of(score, score.base), interval_of(score, score.base_interval))
-        adapter = (value_of(score, score.adapter), interval_of(score, score.adapter_interval))
-        lines.append((METRICS[score.metric], str(score.rows), *base, *adapter))
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    table = [
-        line[0].ljust(widths[0])
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    ]
-    classes = ", ".join(f"{name} {count}" for name, count in count_classes(evaluation.failures).items())
-    table.append(f"failure cases: {len(evaluation.failures)}" + (f" ({classes})" if classes else ""))
-    return "\n".join(table)
+        if sixteen is not None:
+            result.precisions = asking.compare_with_unquantized(loaded, wanted.rows, evaluation, sixteen)
+            release = release.with_files({PRECISIONS: to_json(result.precisions)})
+    if wanted.suites:
+        result.probes = asking.measure_probes(loaded, wanted.suites, wanted.batch_size)
+        found = asking.probe_failures(loaded, result.probes, known)
+        result.failures = keep_others(found, result.failures, "probes")
+        release = release.with_files({PROBES: to_json(result.probes), FAILURES: to_jsonl(result.failures)})
+    if wanted.asked is not None:
+        result.tasks = asking.run_tasks(loaded, wanted.asked, wanted.trained)
+        release.with_files({TASKS: to_json(result.tasks)})
+    return result

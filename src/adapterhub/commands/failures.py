@@ -1,33 +1,44 @@
-"""failures list, failures run, failures add."""
+"""failures list, failures run; failures add and mine are in commands.recording."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands import measuring
+from adapterhub.commands.recording import (
+    BASE_HELP,
+    add_command,
+    mine_command,
+    read_draws,
+    sampling_options,
+)
 from adapterhub.commands.targets import base_mismatch_option
-from adapterhub.errors import DataError, ReleaseError
+from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from adapterhub.cards.replay import Replayed
-    from adapterhub.packaging.evidence import FailureCase
+    from collections.abc import Sequence
+
+    from adapterhub.cards.replay import Draws, Replayed
+    from adapterhub.packaging.evidence import FailureCase, FailureRate
     from adapterhub.packaging.manifest import BaseMismatch
     from adapterhub.packaging.release import Release
 
 _SHOWN_CHARS = 72
-_BASE_HELP = "The base's folder. Default: the one it was trained on."
 
 
 @click.group("failures")
 def failures_command() -> None:
-    """Known failure cases of a release: list them, run them again, add one."""
+    """Known failure cases of a release: list them, run them again, add one, search for more."""
+
+
+failures_command.add_command(add_command)
+failures_command.add_command(mine_command)
 
 
 @failures_command.command("list")
@@ -63,7 +74,8 @@ def list_command(ref: str, endpoint: str | None, as_json: bool) -> None:
     show_default=True,
     help="Who answers.",
 )
-@click.option("--base", type=click.Path(path_type=Path), help=_BASE_HELP)
+@sampling_options
+@click.option("--base", type=click.Path(path_type=Path), help=BASE_HELP)
 @base_mismatch_option
 @click.option("--endpoint", help="The Hub to ask, instead of $HF_ENDPOINT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -71,6 +83,10 @@ def run_command(
     ref: str,
     cases: str | None,
     side: str,
+    samples: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
     base: Path | None,
     allow_base_mismatch: str | None,
     endpoint: str | None,
@@ -78,13 +94,19 @@ def run_command(
 ) -> None:
     """Ask the recorded failure cases again, of REF: a release's folder, or owner/name[@version].
 
-    Each is answered greedily, once in batches of the recorded size and once alone, and held to its check:
-    still failing, fixed, or flaky (right or wrong by what is asked beside it). With --cases, the cases of
-    that file or release are asked too, and what REF alone records and fails is new. Writes nothing.
+    Each is answered as it was recorded and held to its check: still failing, fixed, or flaky (right in some
+    answers). Greedily that is once in batches of the recorded size and once alone; with sampling as often as
+    recorded, from the same seed, and the rate of failures is told with its 95 % interval. --samples draws
+    for every case. With --cases, the cases of that file or release are asked too, and what REF alone records
+    and fails is new. A folder of a plain base model answers others' --cases. Writes nothing.
     """
     from adapterhub.cards.replay import join_cases
-    from adapterhub.load import load_release, open_release
+    from adapterhub.load import open_release
 
+    draws = read_draws(samples, temperature, top_p, seed)
+    if _is_plain_base(Path(ref)):
+        _run_on_base(Path(ref), cases, endpoint, draws, as_json)
+        return
     release = open_release(ref, endpoint=endpoint)
     if side == "base" and release.manifest.kind != "adapter":
         raise ReleaseError(
@@ -93,78 +115,40 @@ def run_command(
         )
     earlier = None if cases is None else _cases_of(cases, endpoint)
     own = _recorded(release) if earlier is None else _own_cases(release)
-    mismatches: list[BaseMismatch] = []
-    load = partial(
-        load_release,
-        release,
-        base,
-        endpoint=endpoint,
-        allow_base_mismatch=allow_base_mismatch,
-        note=mismatches.append,
-    )
-    replayed = _replay(load, join_cases(own, earlier or ()), earlier, side)
-    click.echo(_as_json(release, side, replayed, mismatches) if as_json else _as_text(replayed))
+    wanted = join_cases(own, earlier or ())
+    replayed, mismatch = [], None
+    if wanted:
+        loaded = measuring.load(release, measuring.Base(base, endpoint, allow_base_mismatch))
+        mismatch = loaded.base_mismatch
+        with loaded.model.disable_adapter() if side == "base" else nullcontext():
+            replayed = _ask_again(loaded.model, loaded.tokenizer, wanted, earlier, draws)
+    who = {"release": str(release.path), "version": release.manifest.version, "side": side}
+    click.echo(_as_json(who, replayed, mismatch) if as_json else _as_text(replayed))
 
 
-@failures_command.command("add")
-@click.argument("release", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="What the user says.")
-@click.option("--system", help="A system message before it.")
-@click.option("--expect", help="The whole answer that would be right.")
-@click.option("--check", help='A check as JSON, like \'{"type": "contains_any", "answers": ["4"]}\'.')
-@click.option("--note", help="What is to be said of it.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1, 32_768),
-    default=256,
-    show_default=True,
-    help="Tokens it may take.",
-)
-@click.option("--base", type=click.Path(path_type=Path), help=_BASE_HELP)
-def add_command(
-    release: Path,
-    prompt: str,
-    system: str | None,
-    expect: str | None,
-    check: str | None,
-    note: str | None,
-    max_new_tokens: int,
-    base: Path | None,
+def _is_plain_base(folder: Path) -> bool:
+    """Whether ``folder`` holds a model that is no release."""
+    from adapterhub.packaging.manifest import MANIFEST_NAME
+
+    return (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).exists()
+
+
+def _run_on_base(
+    folder: Path, cases: str | None, endpoint: str | None, draws: Draws | None, as_json: bool
 ) -> None:
-    """Ask the adapter in the folder RELEASE, and record its answer as a failure case if it fails the check.
+    """A base model's folder, in 16 bits, asked the cases of somebody else."""
+    from adapterhub.load import default_device
+    from adapterhub.trainer.model import load_base, load_tokenizer
 
-    The base's answer is recorded beside it. An answer that passes is no failure case, and a check that
-    every answer passes is refused. `adapterhub eval` keeps the cases that were added.
-    """
-    from adapterhub.cards.checks import read_check
-    from adapterhub.cards.failures import add_case, to_jsonl
-    from adapterhub.commands.evidence import refuse_what_cannot_be_measured
-    from adapterhub.commands.targets import refuse_cached
-    from adapterhub.packaging.evidence import FAILURES, read_failures
-    from adapterhub.packaging.release import Release
-
-    expected = _expected(expect, check)
-    read_check(expected, "--check")
-    _refuse_broken_text(prompt, system or "", note or "", json.dumps(expected, ensure_ascii=False))
-    refuse_cached(release)
-    opened = Release.open(release)
-    refuse_what_cannot_be_measured(opened)
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": prompt})
-    adapter, base_answer, decoding = _ask_both(opened, messages, max_new_tokens, base)
-    cases = add_case(
-        read_failures(release) or (),
-        messages,
-        expected,
-        adapter=adapter,
-        base=base_answer,
-        decoding=decoding,
-        version=opened.manifest.version,
-        note=note,
-    )
-    opened.with_files({FAILURES: to_jsonl(cases)})
-    click.echo(f"the adapter answers {adapter.text!r}, the base {base_answer.text!r}", err=True)
-    click.echo(cases[-1].id)
+    if cases is None:
+        raise ReleaseError(f"{folder} is a model and no release: it records no cases", "name --cases")
+    earlier = _cases_of(cases, endpoint)
+    replayed = []
+    if earlier:
+        model = load_base(folder, None, default_device())
+        replayed = _ask_again(model, load_tokenizer(folder), earlier, earlier, draws)
+    who = {"release": str(folder), "version": None, "side": "base"}
+    click.echo(_as_json(who, replayed, None) if as_json else _as_text(replayed))
 
 
 def _recorded(release: Release) -> tuple[FailureCase, ...]:
@@ -197,91 +181,33 @@ def _cases_of(source: str, endpoint: str | None) -> tuple[FailureCase, ...]:
     return _recorded(open_release(source, endpoint=endpoint))
 
 
-def _replay(
-    load: Callable[[], tuple[Any, Any]],
-    cases: list[FailureCase],
-    earlier: tuple[FailureCase, ...] | None,
-    side: str,
+def _ask_again(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[FailureCase],
+    earlier: Sequence[FailureCase] | None,
+    draws: Draws | None,
 ) -> list[Replayed]:
     from adapterhub.cards.progress import progress_on_stderr
     from adapterhub.cards.replay import replay
-    from adapterhub.commands.evidence import end_tokens
 
-    if not cases:
-        return []
-    model, tokenizer = load()
-    switched = model.disable_adapter() if side == "base" else nullcontext()
-    with switched, progress_on_stderr() as report:
+    with progress_on_stderr() as report:
         return replay(
             model,
             tokenizer,
             cases,
             earlier,
-            end_tokens=end_tokens(tokenizer, model),
-            context=getattr(model.config, "max_position_embeddings", None),
+            end_tokens=measuring.end_tokens(tokenizer, model),
+            context=measuring.context_of(model),
             report=report,
+            draws=draws,
         )
 
 
-def _expected(expect: str | None, check: str | None) -> dict[str, Any]:
-    """The check that a case is held to, from the one option of two that says it."""
-    if (expect is None) == (check is None):
-        raise click.UsageError("say what is right with --expect TEXT or with --check JSON")
-    if check is None:
-        return {"type": "exact", "value": expect}
-    try:
-        content = json.loads(check)
-    except (ValueError, RecursionError) as err:
-        raise DataError("--check is not JSON", "docs/evidence.md lists the checks") from err
-    if not isinstance(content, dict):
-        raise DataError("--check is no JSON object", "docs/evidence.md lists the checks")
-    return content
-
-
-def _refuse_broken_text(*texts: str) -> None:
-    """Bytes that are not UTF-8 arrive as half a surrogate pair, which no evidence file can hold."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as err:
-            raise DataError(f"{text!r} is not UTF-8 text", "write it in UTF-8") from err
-
-
-def _ask_both(
-    release: Release, messages: list[dict[str, str]], max_new_tokens: int, base: Path | None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The adapter's answer, the base's, and the decoding as the case records it."""
-    from adapterhub.cards.evaluation import describe_decoding
-    from adapterhub.cards.generation import Decoding, generate_answers
-    from adapterhub.cards.questions import pose_prompt
-    from adapterhub.commands.evidence import end_tokens
-    from adapterhub.load import load_release
-
-    loaded, tokenizer = load_release(release, base)
-    model: Any = loaded
-    context = getattr(model.config, "max_position_embeddings", None)
-    asked = pose_prompt(tokenizer, messages, "--prompt")
-    if context is not None and len(asked.prompt_ids) >= context:
-        raise DataError(
-            f"--prompt has {len(asked.prompt_ids):,} tokens, and the context is {context:,}", "shorten it"
-        )
-    decoding = Decoding(max_new_tokens, 1, end_tokens(tokenizer, model), context)
-    (adapter,) = generate_answers(model, tokenizer, [asked], decoding, _report_nothing)
-    with model.disable_adapter():
-        (base_answer,) = generate_answers(model, tokenizer, [asked], decoding, _report_nothing)
-    return adapter, base_answer, describe_decoding(tokenizer, decoding)
-
-
-def _report_nothing(_done: int, _total: int) -> None:
-    """One question needs no progress bar."""
-
-
-def _as_json(release: Release, side: str, replayed: list[Replayed], mismatches: list[BaseMismatch]) -> str:
+def _as_json(who: dict[str, Any], replayed: list[Replayed], mismatch: BaseMismatch | None) -> str:
     document = {
-        "release": str(release.path),
-        "version": release.manifest.version,
-        "side": side,
-        "base_mismatch": mismatches[0].model_dump(mode="json") if mismatches else None,
+        **who,
+        "base_mismatch": mismatch and mismatch.model_dump(mode="json"),
         "counts": _counts(replayed),
         "cases": [
             {
@@ -293,6 +219,7 @@ def _as_json(release: Release, side: str, replayed: list[Replayed], mismatches: 
                 "observed": result.case.observed,
                 "answer": result.answer,
                 "answer_alone": result.answer_alone,
+                "rate": result.rate and result.rate.model_dump(mode="json"),
             }
             for result in replayed
         ],
@@ -301,9 +228,21 @@ def _as_json(release: Release, side: str, replayed: list[Replayed], mismatches: 
 
 
 def _as_text(replayed: list[Replayed]) -> str:
-    lines = [f"{result.case.id}  {result.status:<13}  {_asked(result.case)}" for result in replayed]
+    lines = [
+        f"{result.case.id}  {result.status:<13}  {_rate(result.rate)}{_asked(result.case)}"
+        for result in replayed
+    ]
     lines.append(", ".join(f"{name}: {count}" for name, count in _counts(replayed).items()))
     return "\n".join(lines)
+
+
+def _rate(rate: FailureRate | None) -> str:
+    """``fails 3 of 10 (10.8 to 60.3 %)  ``; nothing for a greedy answer."""
+    from adapterhub.cards.formats import in_percent_interval
+
+    if rate is None:
+        return ""
+    return f"fails {rate.failed} of {rate.samples} ({in_percent_interval(rate.interval)})  "
 
 
 def _counts(replayed: list[Replayed]) -> dict[str, int]:

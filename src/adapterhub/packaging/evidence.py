@@ -115,6 +115,22 @@ class Example(Frozen):
     """What the adapter answered, as generated."""
 
 
+class Contamination(Frozen):
+    """What the scored rows share with the rows that were trained on."""
+
+    train: str
+    """Where the training rows were read: a file's or folder's name."""
+    train_rows: Annotated[int, Field(ge=1)]
+    is_trained_on: bool
+    """Whether they are, digest for digest, rows that the manifest says were trained on."""
+    same_prompts: Annotated[int, Field(ge=0)]
+    """Scored rows whose whole prompt stands in a training row, whatever the answer."""
+    shared_sequences: Annotated[int, Field(ge=0)]
+    """Scored rows that share 13 words in a row with a training row, system messages left out."""
+    examples: tuple[str, ...] = ()
+    """Of those with the same prompt, then of the others: at most five places, like ``test.jsonl, line 7``."""
+
+
 class ScoresEvidence(Frozen):
     """Scores of the base beside the adapter."""
 
@@ -132,6 +148,8 @@ class ScoresEvidence(Frozen):
     """Rows not measured because prompt and reference do not fit the base's context."""
     base_mismatch: BaseMismatch | None = None
     """The base that was measured on, if it is not the one trained on, and why it was allowed."""
+    contamination: Contamination | None = None
+    """None: not looked for."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version, of what generated and scored."""
     hardware: Hardware
@@ -144,7 +162,7 @@ class FailureRate(Frozen):
 
     failed: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=1)]
-    """Answers that were drawn, with seeds from the recorded one upwards."""
+    """Answers that were drawn, all from the recorded seed: the same again with the same batch size."""
     interval: tuple[float, float]
     """95 %, Wilson, of the share that fails."""
 
@@ -164,6 +182,8 @@ class FailureCase(Frozen):
     observed: str
     """What the adapter answered."""
     base_answer: str
+    base_finished: bool = True
+    """Whether the base's answer ended by itself, rather than at the token limit."""
     verdict: Literal["fail"] = "fail"
     since: str
     """The version that first failed it."""

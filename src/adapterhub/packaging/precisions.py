@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from adapterhub.packaging.evidence import Finding, read_evidence
-from adapterhub.packaging.manifest import DatasetLock, Frozen, Hardware, Sha256
+from adapterhub.packaging.manifest import BaseMismatch, DatasetLock, Frozen, Hardware, Sha256
 
 PRECISIONS = "evidence/precisions.json"
 
@@ -78,6 +78,8 @@ class PrecisionsEvidence(Frozen):
     decoding: dict[str, Any]
     limit: Annotated[int, Field(ge=1)] | None = None
     left_out: Annotated[int, Field(ge=0)] = 0
+    base_mismatch: BaseMismatch | None = None
+    """The base that was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
     hardware: Hardware
     seconds: float

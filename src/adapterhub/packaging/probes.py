@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from adapterhub.packaging.evidence import Finding, read_evidence
-from adapterhub.packaging.manifest import Frozen, Hardware, Sha256
+from adapterhub.packaging.manifest import BaseMismatch, Frozen, Hardware, Sha256
 
 PROBES = "evidence/probes.json"
 
@@ -98,6 +98,8 @@ class ProbesEvidence(Frozen):
     outcomes: tuple[ProbeOutcome, ...]
     left_out: Count = 0
     """Probes that do not fit the base's context."""
+    base_mismatch: BaseMismatch | None = None
+    """The base that was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version, of what generated and scored."""
     hardware: Hardware

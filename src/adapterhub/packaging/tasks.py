@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from adapterhub.packaging.evidence import Finding, read_evidence
-from adapterhub.packaging.manifest import Frozen, Hardware, Sha256
+from adapterhub.packaging.manifest import BaseMismatch, Frozen, Hardware, Sha256
 
 TASKS = "evidence/tasks.json"
 
@@ -46,6 +46,8 @@ class TaskScore(Frozen):
     """McNemar's exact test of gained against lost, two-sided; None where there is nothing to test."""
     p_adjusted: Annotated[float, Field(ge=0, le=1)] | None = None
     """After Holm's correction for all tested scores of the file."""
+    contaminated: Annotated[int, Field(ge=0)] | None = None
+    """Questions that share 13 words in a row with a training row; None: not looked for."""
     verdict: Finding | None = None
     """``better`` or ``worse`` only where ``p_adjusted`` is below 0.05; None where nothing was tested."""
 
@@ -61,6 +63,8 @@ class TasksEvidence(Frozen):
     scores: Annotated[tuple[TaskScore, ...], Field(min_length=1)]
     settings: dict[str, Any]
     """What lm-eval was asked for: limit, batch size, chat template, seeds."""
+    base_mismatch: BaseMismatch | None = None
+    """The base that was measured on, if it is not the one trained on, and why it was allowed."""
     tools: dict[str, str] = Field(default_factory=dict)
     """Package name to version."""
     hardware: Hardware
