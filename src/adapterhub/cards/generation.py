@@ -84,6 +84,11 @@ def generate_answers(
     return [answer for answer in answers if answer is not None]
 
 
+def part_of(report: Report, before: int, total: int) -> Report:
+    """Reports of a group of questions as a part of all ``total``, ``before`` of which are done."""
+    return lambda done, _group: report(before + done, total)
+
+
 def batches(questions: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
     """Indices of ``questions`` in batches, longest prompts first (what does not fit in memory shows at once).
 

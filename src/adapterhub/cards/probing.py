@@ -6,12 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cards.checks import passes, read_check
 from adapterhub.cards.evaluation import StageReport, describe_decoding, out_of_memory_in_words
 from adapterhub.cards.failures import failure_id
-from adapterhub.cards.generation import Answer, Decoding, generate_answers
+from adapterhub.cards.generation import Answer, Decoding, generate_answers, part_of
 from adapterhub.cards.paired import count_discordant, find, holm, mcnemar
 from adapterhub.cards.probes import Probe, Suite
 from adapterhub.cards.questions import Prompt, pose_prompt
@@ -109,13 +110,12 @@ def ask_probes(
     report(stage, 0, total)
     with out_of_memory_in_words(decoding.batch_size):
         for limit, members in sorted(limits.items(), reverse=True):
-            before = len(answers)
             found = generate_answers(
                 model,
                 tokenizer,
                 [posed.prompts[index] for index in members],
                 replace(decoding, max_new_tokens=limit),
-                lambda done, _group, before=before: report(stage, before + done, total),
+                part_of(partial(report, stage), len(answers), total),
             )
             answers.update(zip(members, found, strict=True))
     return [answers[index] for index in range(total)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from adapterhub.cards.checks import passes, read_check
 from adapterhub.cards.failures import failure_rate
-from adapterhub.cards.generation import Answer, Decoding, Sampling, draw_samples, generate_answers
+from adapterhub.cards.generation import (
+    Answer,
+    Decoding,
+    Sampling,
+    draw_samples,
+    generate_answers,
+    part_of,
+)
 from adapterhub.cards.progress import StageReport
 from adapterhub.cards.questions import Prompt, pose_prompt
 from adapterhub.errors import DataError, TrainingError
@@ -145,7 +152,7 @@ def _ask_greedily(
             ("alone", 1, alone),
         ):
             decoding = Decoding(recorded.max_new_tokens, size, end_tokens, context)
-            shown = _shifted(partial(report, stage), len(answers), len(settings))
+            shown = part_of(partial(report, stage), len(answers), len(settings))
             found = generate_answers(model, tokenizer, asked, decoding, shown)
             answers.update(zip(members, found, strict=True))
     return together, alone
@@ -215,8 +222,3 @@ def _settings(case: FailureCase) -> _Greedy | _Sampled:
             f"failure case {case.id}: decoding: {'.'.join(parts) or 'method'}: {first['msg']}",
             "record the case again, with `adapterhub eval` or `adapterhub failures add`",
         ) from err
-
-
-def _shifted(report: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
-    """Reports of one group as a part of all."""
-    return lambda done, _group: report(before + done, total)

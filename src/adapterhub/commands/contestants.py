@@ -147,7 +147,7 @@ def _tell(report: StageReport, stage: str, before: int, total: int, done: int, _
 def _load(contestant: Contestant, setting: Setting) -> tuple[Any, Any, Decoding]:
     """Model, tokenizer, and how it answers."""
     from adapterhub.cards.generation import Decoding
-    from adapterhub.commands.evidence import end_tokens
+    from adapterhub.commands.measuring import end_tokens
     from adapterhub.load import default_device, load_release
     from adapterhub.trainer.model import load_base, load_tokenizer
 
