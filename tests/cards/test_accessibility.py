@@ -16,6 +16,16 @@ import pytest
 from adapterhub.cards.ballot import Ballot, build_ballot_app
 from adapterhub.cards.contest import AnswerRow, Contest, read_tasks
 from adapterhub.cards.judgments import System
+from adapterhub.packaging.base import base_digest
+from adapterhub.packaging.evidence import (
+    FIDELITY,
+    FidelityEvidence,
+    FidelityFigures,
+    LayerError,
+    to_json,
+)
+from adapterhub.packaging.manifest import Hardware
+from adapterhub.packaging.release import Release
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -75,7 +85,10 @@ def test_card_gallery_and_ballot_have_no_violations(
     dark: bool,
     width: int,
 ) -> None:
-    (rich_release / "notes.md").write_text("## Notes\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")
+    (rich_release / "notes.md").write_text(
+        2 * "## Notes\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n```\n\n"
+    )
+    add_fidelity(rich_release)
     shutil.copytree(rich_release, tmp_path / "shelf" / "orders")
     (tmp_path / "shelf" / "broken").mkdir()
     (tmp_path / "shelf" / "broken" / "adapterhub.json").write_text("{")
@@ -86,6 +99,23 @@ def test_card_gallery_and_ballot_have_no_violations(
     pages["ballot"] = ballot_page(tmp_path)
     found = {name: violations(html, dark=dark, width=width) for name, html in pages.items()}
     assert not {name: told for name, told in found.items() if told}
+
+
+def add_fidelity(folder: Path) -> None:
+    release = Release.open(folder)
+    weights = "adapter_model.safetensors"
+    fidelity = FidelityEvidence(
+        reference="tiny-orders@0.1.0", reference_sha256=None, text="test.jsonl",
+        text_sha256="f" * 64, texts=60, seconds=2.0,
+        weights_digest=base_digest({weights: release.manifest.files[weights].sha256}),
+        hardware=Hardware(device="cpu", name="AMD EPYC 7R13", memory_bytes=8 * 2**30, count=2),
+        figures=FidelityFigures(
+            tokens=4321, kl_mean=0.00123, kl_p99=0.0456, top1_agreement=0.991, reference_nll=0.1,
+            candidate_nll=0.1, reference_perplexity=1.1052, candidate_perplexity=1.1061,
+            layers=(LayerError(name="model.layers.0", relative_error=0.002),),
+        ),
+    )  # fmt: skip
+    release.with_files({FIDELITY: to_json(fidelity)})
 
 
 def ballot_page(folder: Path) -> str:

@@ -55,14 +55,15 @@ def to_html(markdown: str) -> str:
     return html
 
 
-_SCROLLING = '<div class="scroll" role="region" tabindex="0" aria-label="{}">'
+# A group, not a region: an author may write many, and landmarks need names of their own.
+_SCROLLING = '<div class="scroll" role="group" tabindex="0" aria-label="{}">'
 
 
 def _render_code(_renderer: object, tokens: Sequence[Token], index: int, *_: object) -> str:
     from markupsafe import escape
 
     code = escape(tokens[index].content)
-    return f'<pre class="program" role="region" tabindex="0" aria-label="Code"><code>{code}</code></pre>\n'
+    return f'<pre class="program" role="group" tabindex="0" aria-label="Code"><code>{code}</code></pre>\n'
 
 
 def _parser() -> MarkdownIt:

@@ -184,7 +184,7 @@ def tabulate_costs(curve: CurveEvidence | None) -> Table | None:
 
 def tabulate_fidelity(fidelity: FidelityEvidence) -> Table:
     """How far the release's predictions are from its reference's."""
-    return make_table("Merge fidelity", ("figure", "#value"), _fidelity_rows(fidelity))
+    return make_table("Merge fidelity in figures", ("figure", "#value"), _fidelity_rows(fidelity))
 
 
 def _fidelity_rows(fidelity: FidelityEvidence) -> Iterator[tuple[str, Cell]]:
