@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import ReleaseError
+from adapterhub.errors import ManifestError, ReleaseError
 
 if TYPE_CHECKING:
     from adapterhub.cards.contest import Contest
@@ -55,11 +55,13 @@ class Setting:
 
 
 def find_contestant(target: str, endpoint: str | None) -> Contestant:
-    """What ``target`` names: a file of answers, a release here or on a Hub, or a checkpoint folder.
+    """What ``target`` names: a file of answers, a release or a base here or on a Hub.
 
-    Raises ReleaseError for a folder that is neither, HubError and its kinds as a pull does.
+    Raises ReleaseError for a folder that is none, ManifestError for a release that is unsound, HubError and
+    its kinds as a pull does.
     """
     from adapterhub.commands.targets import open_checked
+    from adapterhub.hub.bases import fetch_base, is_release
     from adapterhub.packaging.base import base_digest, hash_weights
     from adapterhub.packaging.checkpoint import CONFIG_NAME
     from adapterhub.packaging.files import MANIFEST_NAME, sha256_file
@@ -74,7 +76,14 @@ def find_contestant(target: str, endpoint: str | None) -> Contestant:
                 "name a release, a folder with config.json, or a JSONL file of answers",
             )
         return Contestant(path.resolve().name, base_digest(hash_weights(path)), checkpoint=path)
-    release = open_checked(target, endpoint)
+    try:
+        release = open_checked(target, endpoint)
+    except ManifestError:
+        if path.is_dir() or is_release(target, endpoint=endpoint):
+            raise
+        base = fetch_base(target, endpoint=endpoint)
+        name = f"{base.name.rpartition('/')[2]}@{base.revision[:12]}"
+        return Contestant(name, base_digest(base.weights), checkpoint=base.folder)
     manifest = release.manifest
     return Contestant(f"{manifest.name}@{manifest.version}", release.digest, release=release)
 

@@ -104,7 +104,7 @@ def judge_command(
 ) -> None:
     """Let a judge model say which of A and B answers better, question by question, and print the folder.
 
-    A and B are releases (a folder, or owner/name[@version]), checkpoint folders, or JSONL files of answers
+    A and B are releases or base models (a folder, or owner/name[@version]), or JSONL files of answers
     (question_id, answer). Each pair is shown in both orders. Words without exactly one verdict are counted as
     not parsed. Everything is kept as it comes in: the same command goes on where it was stopped, and asks
     only what is missing. More systems join with the same --out; `arena report` rates them.

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from adapterhub.errors import RefError, ReleaseError
 from adapterhub.hub.client import connect, hub_errors, resolve
 from adapterhub.hub.refs import parse_ref
-from adapterhub.hub.snapshots import HubFile, fetch
+from adapterhub.hub.snapshots import HubFile, fetch, list_files
+from adapterhub.packaging.files import MANIFEST_NAME
 
 _CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -49,6 +50,12 @@ def fetch_config(source: str, *, endpoint: str | None = None, token: str | None 
     commit = resolve(api, ref).commit
     with hub_errors(api, ref):
         return Path(api.hf_hub_download(ref.repo, _CONFIG, revision=commit))
+
+
+def is_release(source: str, *, endpoint: str | None = None, token: str | None = None) -> bool:
+    """Whether ``owner/name[@revision]`` holds a manifest, sound or not. Raises HubError and its kinds."""
+    ref, api = parse_ref(source), connect(endpoint, token)
+    return MANIFEST_NAME in list_files(api, ref, resolve(api, ref).commit)
 
 
 def fetch_base(source: str, *, endpoint: str | None = None, token: str | None = None) -> FetchedBase:
