@@ -55,8 +55,16 @@ const compare = () => {
   history.replaceState(null, "", `#${choices.map((choice) => encodeURIComponent(choice.value)).join("&")}`);
 };
 
+const decode = (text) => {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
+};
+
 const choose = () => {
-  const named = location.hash.slice(1).split("&").map(decodeURIComponent);
+  const named = location.hash.slice(1).split("&").map(decode);
   choices.forEach((choice, at) => {
     if (byId.has(named[at])) choice.value = named[at];
     else choice.selectedIndex = Math.min(at, choice.length - 1);
