@@ -20,6 +20,7 @@ from adapterhub.cards.agreement import (
     measure_position_bias,
     spearman_rho,
 )
+from adapterhub.cards.duels import hold_duels
 from adapterhub.cards.judgments import Judgment, Verdict, import_files, read_arena, write_arena
 from adapterhub.cards.ratings import rate_by_bradley_terry, rate_by_elo
 from adapterhub.cards.relative import compare_with_reference
@@ -310,3 +311,25 @@ def test_an_arena_is_not_overwritten_and_a_damaged_one_is_named(tmp_path: Path, 
     assert (code, "arena.json is missing" in err) == (2, True)
     code, _, err = run_cli("arena", "report", folder, "--rating", "bt", "--k", 4)
     assert (code, "belong to --rating elo" in err) == (2, True)
+
+
+def test_a_duel_counts_questions_and_calls_no_noise_a_win() -> None:
+    sweep = [judged(at, "a", "b", "first") for at in range(10)] + [
+        judged(at, "b", "a", "second") for at in range(10)
+    ]
+    even = [judged(at, "c", "a", "first" if at % 2 else "second") for at in range(10)]
+    odd = [judged(1, "c", "b", "tie"), judged(2, "c", "b", "unparsed")]
+    won, close, level = hold_duels(sweep + even + odd)
+    assert (won.a, won.b, won.judgments, won.share, won.won, won.lost) == ("a", "b", 20, 1.0, 10, 0)
+    assert won.p_value == pytest.approx(3 * 2 / 2**10)
+    assert won.finding == "better"
+    assert (close.a, close.b, close.won, close.lost, close.finding) == ("a", "c", 5, 5, "no difference shown")
+    assert (level.judgments, level.share, level.level, level.p_value) == (1, 0.5, 1, 1.0)
+
+
+def test_every_two_of_the_papers_systems_are_held_against_each_other(paper: Path, run_cli: RunCli) -> None:
+    report = json.loads(run_cli("arena", "report", paper, "--orderings", 10, "--json")[1])
+    assert len(report["duels"]) == 28
+    found = {(duel["a"], duel["b"]): duel for duel in report["duels"]}
+    assert found["gpt-4", "guanaco-7b"]["finding"] == "better"
+    assert all(duel["won"] + duel["lost"] + duel["level"] <= 80 for duel in report["duels"])

@@ -15,6 +15,7 @@ from adapterhub.errors import DataError
 
 if TYPE_CHECKING:
     from adapterhub.cards.agreement import Agreement, PositionBias
+    from adapterhub.cards.duels import Duel
     from adapterhub.cards.judgments import Arena, Judgment
     from adapterhub.cards.ratings import Method, Ratings
     from adapterhub.cards.relative import Standing
@@ -78,6 +79,7 @@ def report_command(
     A tie is half a win; a judgment that was not parsed is counted and left out.
     """
     from adapterhub.cards.agreement import measure_agreement, measure_position_bias
+    from adapterhub.cards.duels import hold_duels
     from adapterhub.cards.judgments import read_arena
     from adapterhub.cards.ratings import rate_by_bradley_terry, rate_by_elo
     from adapterhub.cards.relative import compare_with_reference
@@ -102,6 +104,7 @@ def report_command(
         measure_position_bias(arena.pairwise),
         measure_agreement(arena.pairwise, rate_alone),
         compare_with_reference(arena.relative),
+        hold_duels(arena.pairwise),
     )
     click.echo(report.as_json() if as_json else report.as_text())
 
@@ -116,12 +119,14 @@ class _Report:
         bias: PositionBias | None,
         agreement: Agreement | None,
         standings: list[Standing],
+        duels: list[Duel],
     ) -> None:
         self.arena = arena
         self.ratings = ratings
         self.bias = bias
         self.agreement = agreement
         self.standings = standings
+        self.duels = duels
         self.unparsed = sum(judgment.verdict == "unparsed" for judgment in arena.pairwise)
 
     def as_json(self) -> str:
@@ -133,6 +138,7 @@ class _Report:
             "unparsed": self.unparsed,
             "seed": SEED,
             "ratings": self.ratings and asdict(self.ratings),
+            "duels": [asdict(duel) for duel in self.duels],
             "position_bias": self.bias and asdict(self.bias),
             "agreement": self.agreement and asdict(self.agreement),
             "relative": [asdict(standing) for standing in self.standings],
@@ -143,6 +149,7 @@ class _Report:
         parts = []
         if self.ratings:
             parts += [_ratings_table(self.ratings), self._pairwise_words(self.ratings)]
+            parts.append(_duels_table(self.duels))
         if self.agreement:
             parts.append(_agreement_table(self.agreement))
         if self.standings:
@@ -195,6 +202,24 @@ def _ratings_table(ratings: Ratings) -> str:
         for system in ratings.systems
     ]
     return _align([head, *rows], left=1)
+
+
+def _duels_table(duels: Sequence[Duel]) -> str:
+    from adapterhub.cards.formats import in_p_value
+
+    head = ("system", "beside", "share", "questions won", "lost", "level", "p", "the test shows")
+    rows = [
+        (
+            duel.a,
+            duel.b,
+            _percent(duel.share),
+            *(str(count) for count in (duel.won, duel.lost, duel.level)),
+            in_p_value(duel.p_value),
+            duel.finding,
+        )
+        for duel in duels
+    ]
+    return _align([head, *rows], left=0)
 
 
 def _agreement_table(agreement: Agreement) -> str:
