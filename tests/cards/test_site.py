@@ -103,6 +103,7 @@ def test_a_rebuild_is_the_same_keeps_strangers_files_and_drops_what_is_gone(
     shelf: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     site = tmp_path / "site"
+    shutil.rmtree(shelf / "deep")
     run_cli("site", shelf, "--out", site)
     before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
     (site / "CNAME").write_text("adapters.example\n")

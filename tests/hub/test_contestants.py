@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,14 @@ from adapterhub.errors import ManifestError
 from adapterhub.packaging.files import MANIFEST_NAME
 
 
-def test_a_base_on_a_hub_takes_part_and_a_broken_release_does_not(
-    start_hub: Callable[..., Any], tiny_base: Path, tmp_path: Path
-) -> None:
-    with start_hub(tmp_path / "root", user="") as hub:
-        api = HfApi(endpoint=hub.url)
-        api.create_repo("ada/tiny")
-        commit = api.upload_folder(repo_id="ada/tiny", folder_path=tiny_base).oid
-        found = find_contestant("ada/tiny", hub.url)
-        assert found.name == f"tiny@{commit[:12]}"
-        assert found.checkpoint is not None
-        assert found.sha256 == find_contestant(str(tiny_base), None).sha256
-        api.upload_file(path_or_fileobj=b"{", path_in_repo=MANIFEST_NAME, repo_id="ada/tiny")
-        with pytest.raises(ManifestError):
-            find_contestant("ada/tiny", hub.url)
+def test_a_base_on_a_hub_takes_part_and_a_broken_release_does_not(hub_server: Any, tiny_base: Path) -> None:
+    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
+    api.create_repo("ada/contestant")
+    commit = api.upload_folder(repo_id="ada/contestant", folder_path=tiny_base).oid
+    found = find_contestant("ada/contestant", hub_server.url)
+    assert found.name == f"contestant@{commit[:12]}"
+    assert found.checkpoint is not None
+    assert found.sha256 == find_contestant(str(tiny_base), None).sha256
+    api.upload_file(path_or_fileobj=b"{", path_in_repo=MANIFEST_NAME, repo_id="ada/contestant")
+    with pytest.raises(ManifestError):
+        find_contestant("ada/contestant", hub_server.url)

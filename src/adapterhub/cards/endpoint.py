@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from adapterhub.cards.escaping import one_line
 from adapterhub.cards.judging import Failure, Reply, prompt_sha256
@@ -206,6 +207,7 @@ def _connect(url: str, key: str | None, timeout: float) -> httpx2.Client:
 
     try:
         parsed = httpx2.URL(url)
+        urlsplit(url)  # httpx2 lets half an IPv6 address pass
     except (httpx2.InvalidURL, ValueError) as err:
         raise AdapterHubError(
             f"{url!r} is no address: {err}", "write it like http://localhost:8000/v1"

@@ -50,14 +50,10 @@ def render_site(gallery: Gallery, title: str) -> dict[str, bytes]:
 def write_site(files: Mapping[str, bytes], folder: Path) -> None:
     """Put a site into ``folder``, which is new, empty, or an earlier site: what that alone had is removed.
 
-    Files that are no part of it stay. Raises ReleaseError for a folder that holds something else.
+    Files that are no part of it stay. Raises ReleaseError as ``earlier_files`` does.
     """
-    earlier: set[str] = set()
-    if (folder / DATA).is_file():
-        earlier = _files_of(folder)
-    else:
-        check_target(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    earlier = earlier_files(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     # The list goes first: whatever was written before a crash is known to the next run.
     known = json.loads(files[DATA]) | {"files": sorted(earlier | set(files))}
     write_atomic(folder / DATA, _to_json(known))
@@ -74,8 +70,14 @@ def write_site(files: Mapping[str, bytes], folder: Path) -> None:
                 (folder / above).rmdir()
 
 
-def _files_of(folder: Path) -> set[str]:
-    """What the earlier site in ``folder`` is made of."""
+def earlier_files(folder: Path) -> set[str]:
+    """What the earlier site in ``folder`` is made of; nothing where a new one can be made.
+
+    Raises ReleaseError for a folder that holds something else.
+    """
+    if not (folder / DATA).is_file():
+        check_target(folder)
+        return set()
     try:
         return {check_relative_path(name) for name in json.loads((folder / DATA).read_bytes())["files"]}
     except (ValueError, LookupError, TypeError) as err:

@@ -34,8 +34,9 @@ def site_command(source: str, out: Path, title: str | None, endpoint: str | None
     two versions side by side. It needs no server and no network. From a Hub, weights are not downloaded. What
     cannot be shown is listed with its error. A rerun makes the same bytes of the same releases.
     """
-    from adapterhub.cards.site import INDEX, render_site, write_site
+    from adapterhub.cards.site import INDEX, earlier_files, render_site, write_site
 
+    earlier_files(out)  # refuses a folder of something else before the work
     gallery = _gallery(source, endpoint)
     name = title or (Path(source).resolve().name if Path(source).is_dir() else source)
     write_site(render_site(gallery, name), out)
