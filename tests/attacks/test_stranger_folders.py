@@ -134,6 +134,7 @@ HIGH: dict[str, tuple[Attack, str]] = {
     "tensor out of range": (header(lambda c: first(c).update(data_offsets=[2**40, 2**41])), "safetensors"),
     "negative offset": (header(lambda c: first(c).update(data_offsets=[-512, 0])), "safetensors"),
     "unknown dtype": (header(lambda c: first(c).update(dtype="PICKLE")), "safetensors"),
+    "shape of many sides": (header(lambda c: first(c).update(shape=[2**62] * 99_999)), "safetensors"),
     "shape that overflows": (header(lambda c: first(c).update(shape=[2**63, 2**63])), "safetensors"),
     "not a number": (values(lambda t: next(iter(t.values())).fill_(torch.nan)), "not-finite"),
     "infinite": (values(lambda t: next(iter(t.values()))[0].fill_(torch.inf)), "not-finite"),

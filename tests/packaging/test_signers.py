@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -305,3 +306,39 @@ def test_one_way_to_sign_is_named(tiny_release: Path, run_cli: RunCli, args: tup
     code, _out, err = run_cli("sign", tiny_release, *args)
     assert code == 2
     assert err.startswith("error: ")
+
+
+@pytest.fixture
+def token(tmp_path: Path, ann: KeyPair, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a SoftHSM token that holds ann's key. Skipped without SoftHSM or the extra."""
+    pytest.importorskip("PyKCS11", reason="the pkcs11 extra is not installed")
+    util = shutil.which("softhsm2-util")
+    found = sorted(Path("/usr/lib").glob("**/softhsm/libsofthsm2.so"))
+    if util is None or not found:
+        pytest.skip("SoftHSM is not installed (Debian: apt-get install softhsm2)")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path / 'tokens'}\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    pin = ("--token", "release", "--pin", "8642")
+    for args in (
+        ("--init-token", "--free", "--label", "release", "--pin", "8642", "--so-pin", "9753"),
+        ("--import", str(ann.private), "--label", "signer", "--id", "01", *pin),
+    ):
+        subprocess.run([util, *args], check=True, capture_output=True, timeout=60)
+    return f"pkcs11:token=release;object=signer?module-path={found[0]}&pin-value="
+
+
+def test_a_key_in_a_token_signs(tiny_release: Path, token: str, ann: KeyPair, run_cli: RunCli) -> None:
+    folder = token.partition("module-path=")[2].rpartition("/")[0]
+    args = ("sign", tiny_release, "--pkcs11-modules", folder, "--pkcs11")
+    code, out, err = run_cli(*args, f"{token}8642")
+    assert code == 0, err
+    assert ann.fingerprint in out
+    assert verify_signature(tiny_release, [ann.public]).signer.fingerprint == ann.fingerprint
+    (tiny_release / "model.sig").unlink()
+    for uri in (f"{token}1111", f"{token}8642".replace("object=signer", "object=none")):
+        code, out, err = run_cli(*args, uri)
+        assert (code, "PKCS #11 token cannot be used" in err) == (4, True)
+        assert "8642" not in out + err
+        assert "1111" not in out + err
+    assert not (tiny_release / "model.sig").exists()

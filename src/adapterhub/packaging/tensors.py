@@ -29,6 +29,9 @@ DTYPE_BYTES = {
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """The dtypes that weights come in, with torch's names."""
 
+MAX_SIDES = 16
+"""Sides of a shape: no tensor in use has half as many, and thousands take for ever to multiply."""
+
 _LENGTH_BYTES = 8
 _DAMAGED = "it is damaged or was made to mislead: take it from its source again"
 
@@ -170,6 +173,8 @@ def _parse_entry(name: str, entry: object, start: int) -> TensorEntry:
         raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name!r} has a malformed shape or malformed offsets")
+    if len(shape) > MAX_SIDES:
+        raise ValueError(f"{name!r} has a shape of {len(shape)} sides; {MAX_SIDES} are allowed")
     begin, end = offsets
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError(f"{name!r} has {end - begin} bytes, which is not what {dtype}{shape} needs")
