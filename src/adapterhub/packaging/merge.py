@@ -122,12 +122,8 @@ def merge_adapter(
     others = combination.others if combination else ()
     releases = {folder: _open_release(folder) for folder, _weight in others}
     lock = source.manifest.base if source else None
-    mismatch = None
+    mismatch = _look_at_base(lock, base, allow_base_mismatch)
     if lock is not None:
-        if allow_base_mismatch is None:
-            check_config(lock, base)
-        else:
-            mismatch = check_base(lock, base, allow_mismatch=allow_base_mismatch)
         _check_same_base(lock, releases)
     checkpoint = open_checkpoint(base)
     quantization = _quantization(source, onto)
@@ -219,6 +215,16 @@ def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
     if source is None or source.manifest.base is None:
         return Quantization()
     return source.manifest.base.quantization
+
+
+def _look_at_base(lock: BaseLock | None, base: Path, allow_mismatch: str | None) -> BaseMismatch | None:
+    """Before the weights are read: refuse another config.json, or tell of another base that is allowed."""
+    if lock is None:
+        return None
+    if allow_mismatch is not None:
+        return check_base(lock, base, allow_mismatch=allow_mismatch)
+    check_config(lock, base)
+    return None
 
 
 def _check_weights(
