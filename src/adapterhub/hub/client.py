@@ -234,7 +234,7 @@ def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
         return RefError(f"{subject}: {_line(err)}", "write it as owner/name[@revision]")
     if isinstance(err, errors.OfflineModeIsEnabled):
         return Unreachable(
-            f"offline, as asked: {api.endpoint} is told and asked nothing of {subject}",
+            f"offline (--offline or HF_HUB_OFFLINE): {api.endpoint} is not asked about {subject}",
             "leave out --offline, or unset HF_HUB_OFFLINE; what was fetched once is in the cache by "
             "its commit or its version",
         )
