@@ -6,7 +6,9 @@ The held-out loss is always the plain model's: base and adapter apart, bf16 auto
 after every run::
 
 python benchmarks/quality.py BASE --data FOLDER [--variants fast nf4] [--seeds 0] [--steps 150]
-[--out benchmarks/results/quality.json]
+[--with EARLIER.json …] [--out benchmarks/results/quality.json]
+
+Runs of the same task in the files that ``--with`` names count as made: none is made twice, all are summed up.
 
 FOLDER holds ``train*.jsonl`` and ``test*.jsonl`` or ``*_train*.jsonl`` and ``*_test*.jsonl``.
 """
@@ -22,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +77,14 @@ def main() -> int:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # int8: a line a product
     began = time.monotonic()
     task = read_task(options)
-    runs: list[dict[str, Any]] = []
+    runs = [run for file in options.earlier for run in earlier_runs(file, task)]
+    made = {(run["variant"], run["seed"]) for run in runs}
+    write(options.out, task, runs)
     longest = 0.0
     for seed in options.seeds:
         for variant in options.variants:
+            if (variant, seed) in made:
+                continue
             if time.monotonic() - began + longest > options.budget:
                 print(f"left out for want of time: {variant}, seed {seed}", file=sys.stderr)
                 continue
@@ -116,6 +123,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, default=math.inf, help="seconds; no run begins that ends later"
     )
+    parser.add_argument("--with", dest="earlier", type=Path, nargs="+", default=[], metavar="EARLIER.json")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "quality.json")
     return parser.parse_args()
@@ -169,6 +177,8 @@ def run(task: Task, variant: str, seed: int) -> dict[str, Any]:
         "held_out": curve,
         "train": [round(float(loss), 5) for loss in losses],
         "seconds": round(time.monotonic() - began, 1),
+        "device": torch.cuda.get_device_name() if task.device.type == "cuda" else "cpu",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
     }
 
 
@@ -297,27 +307,35 @@ def interval(values: list[float]) -> float | None:
 
 
 def write(out: Path, task: Task, runs: list[dict[str, Any]]) -> None:
-    from importlib.metadata import version
-
-    cuda = task.device.type == "cuda"
     document = {
         "what": "held-out loss in nats a token, by the plain model, of adapters trained on equal rows",
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-        "task": {
-            "steps": task.steps,
-            "rows_a_step": task.rows,
-            "max_length": task.recipe.data.max_length,
-            "rank": task.recipe.lora.rank,
-            "learning_rate": task.recipe.training.learning_rate,
-            "train_examples": len(task.train),
-            "held_out_rows": len(task.held_out),
-        },
+        "task": described(task),
         "summary": summarize(runs),
         "runs": runs,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def described(task: Task) -> dict[str, Any]:
+    return {
+        "steps": task.steps,
+        "rows_a_step": task.rows,
+        "max_length": task.recipe.data.max_length,
+        "rank": task.recipe.lora.rank,
+        "learning_rate": task.recipe.training.learning_rate,
+        "train_examples": len(task.train),
+        "held_out_rows": len(task.held_out),
+    }
+
+
+def earlier_runs(file: Path, task: Task) -> list[dict[str, Any]]:
+    """The runs that ``file`` records, each with device and versions; they must be of the same task."""
+    document = json.loads(file.read_text())
+    if document["task"] != described(task):
+        sys.exit(f"{file} is of another task: {document['task']}")
+    machine = {name: document[name] for name in ("device", "versions") if name in document}
+    return [machine | run for run in document["runs"]]
 
 
 if __name__ == "__main__":
