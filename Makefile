@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/orders/demo.py $(if $(BASE),--base '$(BASE)')
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu'
