@@ -1,7 +1,7 @@
 # make demo [BASE=owner/name]   the whole way on a real base, by the commands you would type
 # make test | test-slow         the tests: fast tier, and the slow ones
 # make lint                     style, types, import rules, generated pages
-# make docs                     write the generated pages (docs/cli.md, docs/recipe.md)
+# make docs                     write the generated pages (docs/cli.md, docs/recipe.md, docs/scaling.md)
 #
 # Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change.
 #   PYTHON=python3.12           another interpreter to make .venv with (3.11 or newer)
@@ -44,9 +44,11 @@ lint: $(INSTALLED)
 	$(BIN)/mypy -p adapterhub
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/scaling.py --check
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/scaling.py
 
 # After a change of the dependencies, in a fresh .venv: rm -r .venv && make install && make constraints
 constraints: $(INSTALLED)

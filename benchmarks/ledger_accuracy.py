@@ -1,4 +1,4 @@
-"""The ledger's predicted peak beside the measured one: 7B to 65B, three settings each, on a CUDA device.
+"""The ledger's predicted peak beside the measured one: 7B to 65B, at least three settings each, on CUDA.
 
 Two micro-batches and two optimizer steps a setting, by the fast path, on synthetic weights, rank 64 on every
 linear. Measured is torch's peak of reserved bytes plus the CUDA context (what the device says is used, less
@@ -25,9 +25,9 @@ from train_stacks import Job
 
 # Length and settings (see train_speed's --setting); each fits 48 GiB.
 SETTINGS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "7B": (2048, ("4,adamw,0,0", "8,adamw,4,28", "8,paged_adamw,32,0,1")),
+    "7B": (2048, ("4,adamw,0,0", "8,adamw,4,28", "8,paged_adamw,32,0,1", "4,adamw,0,0,0,16")),
     "13B": (2048, ("2,adamw,0,0", "4,adamw,0,30", "4,paged_adamw_8bit,40,0")),
-    "33B": (1024, ("2,adamw,0,0", "4,paged_adamw,20,40", "4,adamw,60,0,1")),
+    "33B": (1024, ("2,adamw,0,0", "4,paged_adamw,20,40", "4,adamw,60,0,1", "1,adamw,0,0,0,4")),
     "65B": (512, ("4,paged_adamw,40,40", "8,paged_adamw,80,0,1", "2,paged_adamw_8bit,0,80")),
 }
 BAR = 0.03

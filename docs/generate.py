@@ -120,8 +120,11 @@ def describe(field: dict[str, Any]) -> str:
         return ", or ".join(dict.fromkeys(describe(kind) for kind in field["anyOf"]))
     if "const" in field or "enum" in field:
         return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field["type"] == "object":
+        return f"text to {describe(field['additionalProperties'])}"
     if field["type"] == "array":
-        return f"list of {describe(field['items'])}s"
+        kind, comma, limits_of_each = describe(field["items"]).partition(",")
+        return f"list of {kind}s{comma}{limits_of_each}"
     names = {
         "string": "text",
         "number": "number",

@@ -34,6 +34,15 @@ def test_the_generated_pages_are_up_to_date_at_any_width(columns: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_of_what_fits_is_what_the_ledger_says() -> None:
+    """And an old one is seen."""
+    page = runpy.run_path(str(ROOT / "docs/scaling.py"))
+    text = page["scaling_page"]()
+    assert text == (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
+    assert "| 65B | 2,048 | no | " in text
+    assert all(word in text for word in ("**predicted**", "**Computed**", "**Not measured**"))
+
+
 def test_an_old_page_is_seen(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     copy = tmp_path / "docs/generate.py"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from adapterhub.packaging.manifest import Hardware, Quantization
 from adapterhub.trainer.activations import Setting, kept_bytes
 from adapterhub.trainer.arithmetic import Arithmetic
-from adapterhub.trainer.ledger import GIB, Ledger, adapter_weights, ledger, scale_bits
+from adapterhub.trainer.ledger import GIB, Ledger, ledger, scale_bits
+from adapterhub.trainer.placement import adapter_weights
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape, shape_of
 
@@ -64,7 +65,7 @@ def test_65b_fits_48_gb_as_in_the_paper() -> None:
     found = ledger(LLAMA_65B, recipe(rank=64), GPU, setting)
     base = part(found, "base codes") + part(found, "base scales")
     assert base == pytest.approx(33.4e9, rel=0.01)
-    assert adapter_weights(LLAMA_65B, recipe(rank=64)) == pytest.approx(0.8e9, rel=0.01)
+    assert adapter_weights(LLAMA_65B, recipe(rank=64).lora) == pytest.approx(0.8e9, rel=0.01)
     assert found.predicted_peak_bytes < 48e9
 
 
@@ -218,12 +219,20 @@ def test_the_fast_path_keeps_what_the_ledger_says(level: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ["bfloat16", "float32"])
-@pytest.mark.parametrize(("rows", "length", "rank"), [(2, 64, 4), (1, 128, 16)])
+@pytest.mark.parametrize(
+    ("rows", "length", "lora"),
+    [
+        (2, 64, {"rank": 4}),
+        (1, 128, {"rank": 16}),
+        (1, 128, {"rank": 4, "rank_pattern": {"layers.1.mlp.[a-z_]*": 32}, "target_modules": r".*1\..*"}),
+        (1, 128, {"rank": 4, "dora": True}),
+    ],
+)
 def test_saved_activations_are_what_autograd_saves(
     tiny_base: Path,
     rows: int,
     length: int,
-    rank: int,
+    lora: dict[str, Any],
     arithmetic: Arithmetic,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,7 +243,7 @@ def test_saved_activations_are_what_autograd_saves(
     from adapterhub.trainer.shapes import read_shape
 
     monkeypatch.setattr("adapterhub.trainer.model.arithmetic_of", lambda _device: arithmetic)
-    wanted = recipe(rank, length)
+    wanted = recipe(length=length, lora=lora)
     model = attach_adapter(load_base(tiny_base, Quantization(), "cpu"), wanted.lora, seed=0).train()
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from adapterhub.errors import RecipeError
+from adapterhub.trainer.placement import place_adapter
+from adapterhub.trainer.recipe import LoraSection
 from adapterhub.trainer.shapes import read_shape, shape_of
 
 
@@ -168,9 +170,23 @@ def test_targets_match_as_peft_matches_them(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(llama(64, 2, 4, 96)))
     shape = read_shape(path)
-    assert len(shape.adapted("all-linear")) == 7
-    assert [linear.path for linear in shape.adapted(("q_proj", "mlp.down_proj"))] == [
-        "self_attn.q_proj", "mlp.down_proj",
+
+    def placed(**lora: Any) -> list[tuple[int | None, str, int]]:
+        found = place_adapter(shape, LoraSection(rank=2, **lora))
+        return [(where.layer, where.linear.path, where.rank) for where in found]
+
+    assert len(placed()) == 14
+    assert placed(target_modules=("layers.1.self_attn.q_proj", "mlp.down_proj")) == [
+        (0, "mlp.down_proj", 2), (1, "self_attn.q_proj", 2), (1, "mlp.down_proj", 2),
     ]  # fmt: skip
-    with pytest.raises(RecipeError, match="proj_q"):
-        shape.adapted(("q_proj", "proj_q"))
+    assert placed(target_modules=r".*1\.self_attn\.[qv]_proj", rank_pattern={"v_proj": 8}) == [
+        (1, "self_attn.q_proj", 2), (1, "self_attn.v_proj", 8),
+    ]  # fmt: skip
+    for wrong in (
+        {"target_modules": ("q_proj", "proj_q")},
+        {"target_modules": "proj_q"},
+        {"rank_pattern": {"proj_q": 3}},
+        {"target_modules": ("v_proj",), "alpha_pattern": {"proj_q": 3}},
+    ):
+        with pytest.raises(RecipeError, match="proj_q"):
+            placed(**wrong)

@@ -48,12 +48,28 @@ def train_command(
     Base and data are folders and files, or owner/name[@revision] on the Hub. The run is planned before any
     weight is loaded; checkpoints lie in OUT.run until the release is sealed. A run that was stopped goes on
     with --resume and, on the CPU, ends with the same bytes as one that never was.
+
+    Several processes that `accelerate launch -m adapterhub train …` or torchrun starts train one adapter
+    together: they share training.batch_size, which counts the rows of all. Each holds the whole base; with
+    `accelerate launch --use_fsdp` they divide base, adapter and optimizer among them (FSDP2).
     """
     # Before torch starts: the ledger counts on an allocator that leaves no holes.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    from adapterhub.trainer import ranks
+
+    with ranks.together():
+        release = _train(recipe, overrides, out, resume=resume, endpoint=endpoint)
+        if ranks.is_first():
+            click.echo(_as_json(release) if as_json else _as_text(release))
+
+
+def _train(
+    recipe: Path, overrides: tuple[str, ...], out: Path | None, *, resume: bool, endpoint: str | None
+) -> Release:
+    from adapterhub.trainer import ranks
     from adapterhub.trainer.hardware import detect_hardware
     from adapterhub.trainer.plan import plan_for
-    from adapterhub.trainer.progress import training_progress
+    from adapterhub.trainer.progress import SilentProgress, training_progress
     from adapterhub.trainer.recipe import Recipe
     from adapterhub.trainer.shapes import read_shape
     from adapterhub.trainer.train import train
@@ -64,20 +80,28 @@ def train_command(
         raise ReleaseError(f"{target} exists already", "choose another --out, or remove it")
     data = _data(read, endpoint)
     hardware = detect_hardware()
-    plan = plan_for(read, read_shape(_config(read, endpoint)), hardware)
+    share = ranks.share(read, ranks.world_size())
+    if ranks.shards() > 1:
+        from adapterhub.trainer.sharding import check_shardable
+
+        check_shardable(read)
+    plan = plan_for(share, read_shape(_config(read, endpoint)), hardware, ranks.shards())
     base = _base(read, endpoint)
-    release = train(
+    return train(
         read,
         base,
         data,
         target,
         plan=plan,
         hardware=hardware,
-        progress=training_progress(),
+        progress=training_progress() if ranks.is_first() else SilentProgress(),
         resume=resume,
-        say=lambda line: click.echo(line, err=True),
+        say=_say if ranks.is_first() else lambda line: None,
     )
-    click.echo(_as_json(release) if as_json else _as_text(release))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _config(recipe: Recipe, endpoint: str | None) -> Path:

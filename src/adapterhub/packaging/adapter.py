@@ -80,11 +80,11 @@ class AdapterConfig(BaseModel):
 
     def rank_of(self, module: str) -> int:
         """The rank of the factors on ``module`` (its dotted name in the base)."""
-        return _lookup(self.rank_pattern, module, self.r)
+        return value_for(self.rank_pattern, module, self.r)
 
     def scale_of(self, module: str) -> float:
         """The factor s in W + s·B·A (LoRA, https://arxiv.org/abs/2106.09685, section 4.1)."""
-        alpha, rank = _lookup(self.alpha_pattern, module, self.lora_alpha), self.rank_of(module)
+        alpha, rank = value_for(self.alpha_pattern, module, self.lora_alpha), self.rank_of(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def obstacles(self) -> list[str]:
@@ -279,7 +279,7 @@ def _read_config(path: Path) -> AdapterConfig:
             _without_nulls(content) if isinstance(content, dict) else content
         )
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
-            _check_pattern(pattern)
+            check_pattern(pattern)
     except ValidationError as err:
         first = err.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the top level"
@@ -294,8 +294,11 @@ def _without_nulls(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _check_pattern(pattern: str) -> None:
-    """Refuse a regular expression that could take for ever: long, or with a repeated group."""
+def check_pattern(pattern: str) -> None:
+    """Refuse a regular expression that could take for ever: long, or with a repeated group.
+
+    Raises ValueError saying so.
+    """
     if len(pattern) > 256 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
         raise ValueError(f"the module pattern {pattern[:40]!r} is too complex")
     try:
@@ -304,7 +307,7 @@ def _check_pattern(pattern: str) -> None:
         raise ValueError(f"the module pattern {pattern!r} is no regular expression: {err}") from err
 
 
-def _lookup(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def value_for(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the module's name, or its end after a dot, as a whole."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):

@@ -86,8 +86,14 @@ class SumPlan:
             begun.append(self._begin(entry, entry.name))
             if entry.name == self.updates.untied_from:
                 begun.append((None, *self._begin(entry, HEAD)[1:]))
-        stored = self.layout.place(entry for _source, _origin, entry in begun)
+        stored = self.layout.place(self._as_grown(entry) for _source, _origin, entry in begun)
         return [Target(*parts, stored=names) for parts, names in zip(begun, stored, strict=True)]
+
+    def _as_grown(self, entry: TensorEntry) -> TensorEntry:
+        """``entry`` with the shape that it has once new tokens' rows follow its own."""
+        update = self.updates.by_name.get(entry.name)
+        grown = update.grown if update else 0
+        return replace(entry, shape=(entry.shape[0] + grown, *entry.shape[1:])) if grown else entry
 
     def _begin(
         self, source: TensorEntry, name: str
@@ -112,6 +118,10 @@ class SumPlan:
                     pieces += _cut(target.source, 1, lambda _first: _drop)
                 made = [Piece(end, 0, partial(_elsewhere, target.origin, piece)) for piece in made]
             pieces += made
+            update = self.updates.by_name.get(target.entry.name)
+            if update is not None and update.grown:
+                assert isinstance(self.adapter, Adapter)
+                pieces.append(Piece(end, 0, partial(_new_rows, self.adapter, update)))
         return pieces
 
     def sums_of(self, shard: TensorFile) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
@@ -352,6 +362,16 @@ def _finish(
         _add(update.pair, load, wide, first)
         _rescale(adapter.load(update.magnitude).to(wide.device), update.pair.transposed, wide, first)
         weight.copy_(wide)
+
+
+def _new_rows(adapter: Adapter, update: Update, _view: memoryview) -> memoryview:
+    """The rows of new tokens, which follow the base's own."""
+    import torch
+
+    assert update.rows is not None
+    numbers, entry = update.rows
+    last = sorted(range(len(numbers)), key=lambda place: numbers[place])[-update.grown :]
+    return _bytes(adapter.load(entry)[last].to(torch.bfloat16))
 
 
 def _put(numbers: Sequence[int], rows: torch.Tensor, weight: torch.Tensor, first: int) -> None:

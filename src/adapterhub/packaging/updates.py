@@ -28,6 +28,8 @@ class Update:
     """Where it begins, when that is not the base's tensor of this name."""
     rows: tuple[tuple[int, ...], TensorEntry] | None = None
     """Rows that were trained whole: their numbers, and a tensor (rows, columns) of the adapter."""
+    grown: int = 0
+    """How many of those rows, the last, follow the base's own: those of new tokens."""
     pair: LoraPair | CombinedPair | None = None
     """The factors of s·B·A."""
     magnitude: TensorEntry | None = None
@@ -251,11 +253,16 @@ def _fit(
         )
     if update.rows is not None:
         numbers, entry = update.rows
-        if entry.shape != (len(numbers), *origin.shape[1:]) or not _are_rows(numbers, origin.shape[0]):
+        held = origin.shape[0]
+        beyond = len([number for number in numbers if number >= held]) if is_embedding else 0
+        if entry.shape != (len(numbers), *origin.shape[1:]) or not _are_rows(numbers, held + beyond):
             raise ReleaseError(
                 f"{adapter.folder}: the rows trained of {name!r} are not what trainable_token_indices says",
                 "the adapter is damaged, or its adapter_config.json belongs to another one",
             )
+        if beyond and update.origin:
+            raise ReleaseError(f"{adapter.folder} adds rows to {name!r} and replaces it too", UNMERGED)
+        update = replace(update, grown=beyond)
     if update.pair is not None:
         update = replace(update, pair=_turn(checkpoint, name, update.pair, origin))
     if update.magnitude is not None:
@@ -293,7 +300,7 @@ def _turn(
 def _vocabulary(checkpoint: Checkpoint, updates: Mapping[str, Update]) -> int | None:
     """The new number of tokens. Raises ReleaseError where head and embeddings differ in it."""
     sizes = {
-        update.origin[1].shape[0] if update.origin else checkpoint.tensors[name].shape[0]
+        update.origin[1].shape[0] if update.origin else checkpoint.tensors[name].shape[0] + update.grown
         for name, update in (
             (name, updates.get(name, Update()))
             for name in {*checkpoint.tensors, *updates}
@@ -308,9 +315,12 @@ def _vocabulary(checkpoint: Checkpoint, updates: Mapping[str, Update]) -> int | 
     named = checkpoint.config.get("vocab_size")
     size = next(iter(sizes), None)
     resized = any(
-        update.origin
-        and name in checkpoint.tensors
-        and update.origin[1].shape != checkpoint.tensors[name].shape
+        update.grown
+        or (
+            update.origin
+            and name in checkpoint.tensors
+            and update.origin[1].shape != checkpoint.tensors[name].shape
+        )
         for name, update in updates.items()
     )
     if not resized or size is None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from adapterhub.packaging.evidence import LedgerPart
 from adapterhub.packaging.manifest import Hardware
+from adapterhub.trainer.placement import Placed, largest_rank, place_adapter
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import Linear, ModelShape
 
@@ -50,6 +51,8 @@ class Setting:
     """Whether the inputs of the ``recompute_all`` layers wait in pinned host memory."""
     kept_weights: int = 0
     """Layers whose weights stay dequantized, for forward and backward, over the micro-batches of a step."""
+    shards: int = 1
+    """GPUs that hold a part each of base, adapter and optimizer (FSDP); 1: each holds all of it."""
 
 
 def kept_bytes(shape: ModelShape, level: Level) -> int:
@@ -131,7 +134,8 @@ def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
 
     The second half frees gate and up, so the first has their room.
     """
-    hidden, intermediate, rank = 2 * shape.hidden, 2 * shape.intermediate, 2 * recipe.lora.rank
+    hidden, intermediate = 2 * shape.hidden, 2 * shape.intermediate
+    rank = 2 * largest_rank(shape, recipe.lora)
     queries, keys = 2 * shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
     mlp = hidden + max(intermediate + 2 * rank, 2 * hidden + 4 * rank)
     copies = queries + keys if shape.model_type == "qwen3" else 0  # of heads that are normed
@@ -177,10 +181,13 @@ def plain_activations(
     """Parts of transformers with peft: bf16 autocast (or float32), loss over all logits at once."""
     width, dtype = element_of(hardware)
     tokens = setting.micro_batch * recipe.data.max_length
-    layer = tokens * _plain_layer_bytes(shape, recipe, width)
-    kept = shape.layers - setting.recompute_all
+    by_layer = [tokens * each for each in _plain_layer_bytes(shape, recipe, width)]
+    kept = sum(by_layer[setting.recompute_all :])
+    layers = shape.layers - setting.recompute_all
     yield ledger_part(
-        "saved activations", kept * layer, f"{tokens:,} tokens, {kept} layers of {layer // tokens:,} B"
+        "saved activations",
+        kept,
+        f"{tokens:,} tokens, {layers} layers of {max(by_layer) // tokens:,} B at most",
     )
     yield ledger_part(
         "saved for recomputing",
@@ -190,10 +197,21 @@ def plain_activations(
     gradients = 4 * width * (shape.intermediate + shape.hidden)  # of one layer, a token
     working = tokens * gradients + 2 * width * shape.largest_linear
     if setting.recompute_all:
-        working += layer
+        working += max(by_layer)
     yield ledger_part(
         "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
     )
+    if recipe.lora.dora:
+        yield ledger_part(
+            "DoRA's weights",
+            max(map(_dora_weights, place_adapter(shape, recipe.lora))),
+            "one module's update and its sum with the weight, as matrices, to take the rows' lengths of",
+        )
+    if recipe.lora.new_tokens:
+        vocabulary = (shape.vocab + len(recipe.lora.new_tokens)) * shape.hidden
+        yield ledger_part(
+            "vocabulary copies", 2 * 2 * vocabulary, "the head with its new rows put in, and its gradient"
+        )
     yield ledger_part(
         "loss",
         (12 + width) * tokens * shape.vocab,
@@ -201,30 +219,43 @@ def plain_activations(
     )
     if hardware.device == "cpu":
         yield ledger_part(
-            "allocator", _CPU_FRAGMENTATION * kept * layer, "free blocks between saved ones, 30 % of them"
+            "allocator", _CPU_FRAGMENTATION * kept, "free blocks between saved ones, 30 % of them"
         )
 
 
-def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> int:
-    """Bytes a token that autograd saves in one layer of transformers with peft, of ``width`` bytes a number.
+def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> list[int]:
+    """Bytes a token that autograd saves in each layer of transformers with peft, of ``width`` bytes a number.
 
     Each LoRA module keeps its own copy of its input and its product with A; the activation keeps gate,
     its value and up; attention keeps query, key and value with the key-value heads repeated, its output and
     its mask; each norm keeps its input in fp32.
     """
-    adapted = [linear for linear in shape.adapted(recipe.lora.target_modules) if linear not in shape.tower]
-    copies = sum(_lora_copies(linear, recipe, width) for linear in adapted)
-    if width == 4:  # nothing is cast, so that linears which share an input keep it once
-        inputs = {_input_of(linear): linear.inputs for linear in adapted}
-        copies += width * (sum(inputs.values()) - sum(linear.inputs for linear in adapted))
     heads = shape.heads * shape.head_dim
     attention = width * (4 * heads + recipe.data.max_length) + 4 * shape.heads
-    return copies + width * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights
+    layers = [width * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights] * shape.layers
+    seen: set[tuple[int, str]] = set()
+    for placed in place_adapter(shape, recipe.lora):
+        if placed.layer is None:
+            continue
+        layers[placed.layer] += _lora_copies(placed, recipe, width)
+        place = (placed.layer, _input_of(placed.linear))
+        if width == 4 and place in seen:  # nothing is cast, so linears that share an input keep it once
+            layers[placed.layer] -= width * placed.linear.inputs
+        seen.add(place)
+    return layers
 
 
-def _lora_copies(linear: Linear, recipe: Recipe, width: int) -> int:
-    mask = 4 * linear.inputs if recipe.lora.dropout else 0
-    return width * (linear.inputs + recipe.lora.rank) + mask
+def _lora_copies(placed: Placed, recipe: Recipe, width: int) -> int:
+    mask = 4 * placed.linear.inputs if recipe.lora.dropout else 0
+    # DoRA multiplies the base's output and the adapter's by the lengths, and so keeps both.
+    dora = 2 * width * placed.linear.outputs if placed.dora else 0
+    return width * (placed.linear.inputs + placed.rank) + mask + dora
+
+
+def _dora_weights(placed: Placed) -> int:
+    """Bytes of peft's temporaries for one module: an identity in fp32, then weight, update and their sum."""
+    linear = placed.linear
+    return 4 * linear.inputs**2 + (2 + 4 + 4) * linear.weights
 
 
 def ledger_part(name: str, size: float, formula: str, on: Place = "device") -> LedgerPart:

@@ -10,22 +10,27 @@ from pathlib import Path
 from adapterhub.errors import RecipeError
 from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.arithmetic import arithmetic_of
+from adapterhub.trainer.ranks import local_rank, local_world_size, world_size
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt])?(i?)b?\s*$", re.IGNORECASE)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def detect_hardware() -> Hardware:
-    """The first CUDA device that torch sees, or else this machine's processor and memory."""
+    """This process's CUDA device, the first that torch sees or that of its rank; or else its part of this
+    machine's memory.
+    """
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return Hardware(device="cuda", name=properties.name, memory_bytes=properties.total_memory)
+        properties = torch.cuda.get_device_properties(local_rank())
+        return Hardware(
+            device="cuda", name=properties.name, memory_bytes=properties.total_memory, count=world_size()
+        )
     return Hardware(
         device="cpu",
         name=_processor(),
-        memory_bytes=_host_memory(),
+        memory_bytes=_host_memory() // local_world_size(),
         count=_cores(),
         arithmetic=arithmetic_of("cpu"),
     )

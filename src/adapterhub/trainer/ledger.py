@@ -22,6 +22,7 @@ from adapterhub.trainer.activations import (
     plain_activations,
 )
 from adapterhub.trainer.activations import ledger_part as _part
+from adapterhub.trainer.placement import adapter_weights, place_adapter, token_weights
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape
 
@@ -77,8 +78,10 @@ def ledger(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setti
     Raises RecipeError when ``lora.target_modules`` names modules the shape does not have.
     """
     cuda = hardware.device == "cuda"
-    parts = [*_base_parts(shape, recipe.quantization, hardware)]
+    parts = [*_base_parts(shape, recipe, hardware)]
     parts += _adapter_parts(shape, recipe, setting, hardware)
+    if setting.shards > 1:
+        parts = list(_sharded(shape, parts, setting.shards))
     if setting.engine == "fast":
         parts += fast_activations(shape, recipe, setting)
     else:
@@ -99,16 +102,8 @@ def scale_bits(quantization: Quantization) -> float:
     return 8 / block + 32 / (block * SCALE_BLOCK) if quantization.double else 32 / block
 
 
-def adapter_weights(shape: ModelShape, recipe: Recipe) -> int:
-    """Parameters of the adapter: r (in + out) for each adapted module."""
-    adapted = shape.adapted(recipe.lora.target_modules)
-    return sum(recipe.lora.rank * (linear.inputs + linear.outputs) * linear.count for linear in adapted)
-
-
-def _base_parts(
-    shape: ModelShape, quantization: Quantization | None, hardware: Hardware
-) -> Iterator[LedgerPart]:
-    weights = shape.quantized_weights
+def _base_parts(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Iterator[LedgerPart]:
+    weights, quantization = shape.quantized_weights, recipe.quantization
     width, dtype = element_of(hardware)
     if quantization is None:
         yield _part("base weights", width * weights, f"{weights:,} weights, {width} B each in {dtype}")
@@ -127,7 +122,7 @@ def _base_parts(
             weights * bits / 8,
             f"{bits:.3f} bits a weight: blocks of {quantization.block_size}, {how}",
         )
-    plain = shape.plain_weights
+    plain = shape.plain_weights + token_weights(shape, recipe.lora)
     yield _part(
         "unquantized weights",
         width * plain,
@@ -139,7 +134,7 @@ def _adapter_parts(
     shape: ModelShape, recipe: Recipe, setting: Setting, hardware: Hardware
 ) -> Iterator[LedgerPart]:
     cuda, bf16 = hardware.device == "cuda", hardware.arithmetic == "bfloat16"
-    count = adapter_weights(shape, recipe)
+    count = adapter_weights(shape, recipe.lora) + token_weights(shape, recipe.lora)
     paged: Place = "host" if cuda and setting.optimizer != "adamw" else "device"
     where = ", paged to the host" if paged == "host" else ""
     # Only the step reads the fp32 weights of the fast path, so they page with the moments; products use the
@@ -149,7 +144,7 @@ def _adapter_parts(
     yield _part(
         "adapter weights",
         4 * count,
-        f"rank {recipe.lora.rank}: {count:,} parameters, 4 B each in fp32{beside}",
+        f"{_adapter_in_words(shape, recipe)}: {count:,} parameters, 4 B each in fp32{beside}",
         on=masters,
     )
     if bf16:
@@ -167,6 +162,33 @@ def _adapter_parts(
         yield _part(
             "optimizer chunks", passing * (4 + bytes_each), f"{passing:,} parameters on their way to and fro"
         )
+
+
+def _sharded(shape: ModelShape, parts: list[LedgerPart], shards: int) -> Iterator[LedgerPart]:
+    """Each part's share, and what is gathered at a time: two layers, for the next comes while one computes,
+    and embeddings and head, which are one group with the rest of the model.
+    """
+    layers = sum(part.bytes for part in parts if part.name in ("base codes", "base scales", "base weights"))
+    layers += sum(part.bytes for part in parts if part.name == "adapter weights")
+    whole = sum(part.bytes for part in parts if part.name == "unquantized weights")
+    for part in parts:
+        if part.name == "adapter copies":  # products use them as they are gathered
+            continue
+        how = f"1/{shards} of: {part.formula}"
+        yield part.model_copy(update={"bytes": part.bytes // shards, "formula": how})
+    yield _part(
+        "gathered weights", 2 * layers / shape.layers + whole, "two layers, and embeddings and head, whole"
+    )
+
+
+def _adapter_in_words(shape: ModelShape, recipe: Recipe) -> str:
+    ranks = sorted({placed.rank for placed in place_adapter(shape, recipe.lora)})
+    words = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    if recipe.lora.dora:
+        words += " with DoRA's lengths"
+    if recipe.lora.new_tokens:
+        words += f" and {len(recipe.lora.new_tokens)} new tokens' rows"
+    return words
 
 
 def _cpu_overhead(shape: ModelShape, quantization: Quantization | None) -> list[LedgerPart]:
@@ -187,7 +209,7 @@ def _left_behind(shape: ModelShape, recipe: Recipe, setting: Setting) -> float:
     Both were fitted to benchmarks/results/ledger_accuracy.json, where they leave 0.7 % of a peak unexplained.
     """
     values = setting.micro_batch * recipe.data.max_length * kept_bytes(shape, "none")
-    return 0.10 * values + 0.30 * 4 * adapter_weights(shape, recipe)
+    return 0.10 * values + 0.30 * 4 * adapter_weights(shape, recipe.lora)
 
 
 def _cuda_overhead(parts: list[LedgerPart], left: float) -> Iterator[LedgerPart]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from adapterhub.errors import TrainingError
+from adapterhub.trainer import ranks
+from adapterhub.trainer.batches import BLANK, StepBatches, StepLoader
 from adapterhub.trainer.checkpoints import mark_complete
 from adapterhub.trainer.packing import PackedRow, collate
 from adapterhub.trainer.progress import TrainingProgress
+from adapterhub.trainer.sharding import adapter_state, divided, gathered
 from adapterhub.trainer.template import IGNORED
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ class AdapterTrainer(Trainer):
         progress: TrainingProgress,
         eval_every: int,
         fast_path: tuple[FastPath, FlatAdamW] | None = None,
+        sharded: bool = False,
     ) -> None:
         self.fast: FastPath | None = None
         optimizer: FlatAdamW | None = None
@@ -45,6 +51,7 @@ class AdapterTrainer(Trainer):
             self.fast, optimizer = fast_path
         self.peft_model = model
         self._pad_token_id = pad_token_id
+        self._rows = rows
         super().__init__(
             model=model,
             args=arguments,
@@ -53,8 +60,12 @@ class AdapterTrainer(Trainer):
             callbacks=[_Watcher(self, progress, held_out, eval_every)],
             optimizers=(optimizer, None),
         )
-        if self.fast is not None:
+        self._sharded = sharded
+        if self.fast is not None or sharded:
             self.accelerator.device_placement = False  # as _move_model_to_device
+        if sharded:  # fully_shard divides the gradients' work; accelerate would put DDP around it
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
         self.tokens_seen = 0
         self.began = False
         """Whether the loop was entered: everything that a resumed run needs was read."""
@@ -66,9 +77,26 @@ class AdapterTrainer(Trainer):
         batch = collate(rows, self._pad_token_id)
         return batch if self.fast is None else self.fast.prepare(batch)
 
+    def get_train_dataloader(self) -> StepLoader:
+        """This process's micro-batches, on the CPU; see ``StepBatches``."""
+        micro, processes = self.args.per_device_train_batch_size, ranks.world_size()
+        batches = StepBatches(
+            len(self._rows),
+            micro * self.args.gradient_accumulation_steps * processes,
+            micro,
+            seed=self.args.seed,
+            process=ranks.rank(),
+            processes=processes,
+        )
+        return StepLoader(
+            self._rows, batches, self.collate_rows, pin_memory=bool(self.args.dataloader_pin_memory)
+        )
+
     def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
-        """Leave the fast path's model where it is: on its device, paged adapter weights on the host."""
-        if self.fast is None:
+        """Leave the fast path's model where it is: on its device, paged adapter weights on the host. And one
+        that FSDP divided.
+        """
+        if self.fast is None and not self._sharded:
             super()._move_model_to_device(model, device)
 
     def finish(self) -> PeftModel:
@@ -76,6 +104,43 @@ class AdapterTrainer(Trainer):
         if self.fast is not None:
             self.fast.remove()
         return self.peft_model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter alone: peft would add whole embeddings that were resized for new tokens."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        state = self.whole_adapter() or state_dict
+        if ranks.is_first():
+            self.peft_model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+
+    def whole_adapter(self) -> dict[str, torch.Tensor] | None:
+        """The adapter's weights by name where FSDP divides them, else None; every process must ask."""
+        return adapter_state(self.peft_model) if self._sharded else None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing where FSDP divides the adapter: it was loaded whole before."""
+        if not self._sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        state = gathered(optimizer.state_dict())
+        if ranks.is_first():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self._sharded or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(divided(state, optimizer))
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def keep_step(self) -> Path | None:
         """Save a checkpoint of the last finished step, if there is one, for a run that cannot go on so."""
@@ -124,6 +189,8 @@ class _Watcher(TrainerCallback):
             self._seconds_before = entry.get("seconds", self._seconds_before)
             self._tokens_before = entry.get("tokens", self._tokens_before)
         self._trainer.began = True
+        if ranks.world_size() > 1:  # else all would drop the same of their different rows
+            torch.manual_seed(args.seed + ranks.rank())
         self._began = time.monotonic()
         self._first_step = state.global_step
         if state.global_step == 0:
@@ -154,18 +221,21 @@ class _Watcher(TrainerCallback):
                 "lower training.learning_rate or raise training.warmup; --resume has the last checkpoint",
             )
         seconds = time.monotonic() - self._began - self._evaluating
-        rate = self._trainer.tokens_seen / max(seconds, 1e-9)
+        (tokens,) = ranks.total(self._trainer.tokens_seen)
+        rate = tokens / max(seconds, 1e-9)
         done_here = max(1, state.global_step - self._first_step)
         left = seconds / done_here * (state.max_steps - state.global_step)
         state.log_history[-1]["grad_norm"] = norm
         state.log_history[-1]["seconds"] = self._seconds_before + seconds
-        state.log_history[-1]["tokens"] = self._tokens_before + self._trainer.tokens_seen
+        state.log_history[-1]["tokens"] = self._tokens_before + tokens
         self._progress.step(state.global_step, state.max_steps, loss, rate, left)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        ranks.wait_for_all()  # each writes the state of its random numbers
+        if ranks.is_first():
+            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def _gradient_norm(self, logs: dict[str, float]) -> float:
         """Before clipping: from transformers' log, or from the fast path's optimizer, which clips itself."""
@@ -187,7 +257,8 @@ class _Watcher(TrainerCallback):
 def held_out_loss(trainer: AdapterTrainer, rows: Sequence[PackedRow]) -> float:
     """Mean loss over all labelled tokens of ``rows`` in nats a token, dropout off; restores the model's mode.
 
-    Every token counts once whatever row it is in (a mean of batch means would weigh short batches more).
+    Every token counts once whatever row it is in (a mean of batch means would weigh short batches more). The
+    processes of a run share the batches, and each computes equally many.
     """
     model: Any = trainer.model
     was_training = model.training
@@ -197,14 +268,17 @@ def held_out_loss(trainer: AdapterTrainer, rows: Sequence[PackedRow]) -> float:
     count = 0
     size = trainer.args.per_device_train_batch_size
     plain = trainer.fast is None
+    every = ranks.world_size() * size
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16):
-        for at in range(0, len(rows), size):
-            batch = trainer.collate_rows(rows[at : at + size])
+        for start in range(0, len(rows), every):
+            at = start + ranks.rank() * size
+            batch = trainer.collate_rows(rows[at : at + size] or [BLANK])
             count += int((batch["labels"][:, 1:] != IGNORED).sum())
             batch = {name: t.to(device) if isinstance(t, torch.Tensor) else t for name, t in batch.items()}
             total += _summed_loss(model, batch, chunked=not plain)
     model.train(was_training)
-    return float(total) / count
+    summed, counted = ranks.total(float(total), count)
+    return summed / counted
 
 
 def _summed_loss(model: Any, batch: dict[str, Any], *, chunked: bool) -> torch.Tensor:

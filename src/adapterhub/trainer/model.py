@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from adapterhub.packaging.base import weight_files
 from adapterhub.packaging.manifest import Quantization
 from adapterhub.trainer.arithmetic import arithmetic_of, compute_in_float32
 from adapterhub.trainer.recipe import LoraSection
+from adapterhub.trainer.vocabulary import trained_rows
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +47,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(folder: Path, quantization: Quantization | None, device: Device) -> PreTrainedModel:
+def load_base(
+    folder: Path, quantization: Quantization | None, device: Device, *, divisible: bool = False
+) -> PreTrainedModel:
     """The base model in ``folder`` on ``device``: frozen, linear layers quantized, everything else in bf16.
 
+    ``divisible``: 4-bit codes are stored as bf16 numbers, which FSDP can divide.
     QLoRA section 3: NF4 codes with double-quantized scales, dequantized to the compute dtype in each product.
     On a processor without bfloat16 instructions the same weights compute in float32.
     A folder whose files are quantized already is loaded as they are.
@@ -61,10 +66,10 @@ def load_base(folder: Path, quantization: Quantization | None, device: Device) -
     weight_files(folder)  # refuses pickles and empty folders in our own words
     arguments: dict[str, Any] = {
         "dtype": torch.bfloat16,
-        "device_map": {"": 0 if device == "cuda" else "cpu"},
+        "device_map": {"": torch.cuda.current_device() if device == "cuda" else "cpu"},
     }
     if quantization is not None and not _is_quantized(folder):
-        arguments["quantization_config"] = _bitsandbytes(quantization)
+        arguments["quantization_config"] = _bitsandbytes(quantization, divisible=divisible)
     try:
         with _quiet_loading():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -108,37 +113,55 @@ def _check_rows_are_whole_blocks(model: PreTrainedModel, quantization: Quantizat
             )
 
 
-def attach_adapter(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel, lora: LoraSection, *, seed: int, token_ids: Sequence[int] = ()
+) -> PeftModel:
     """Put a fresh LoRA adapter on every linear layer that ``lora`` targets.
 
-    A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. Adapter
-    weights are fp32, (rank, in) and (out, rank) a layer. Raises RecipeError when a named target is not in the
-    base.
+    A is drawn from ``seed``, B is zero: the model computes what the base does until the first step. With
+    ``init`` pissa, A and B take the principal components out of the base's weights. ``token_ids`` are rows of
+    the embeddings (and of a head of its own) that are trained whole. Adapter weights are fp32, (rank, in) and
+    (out, rank) a layer. Raises RecipeError when a named target is not in the base.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
-    targets = lora.target_modules
-    if targets != "all-linear":
-        names = [name for name, _ in model.named_modules()]
-        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
-        if missing:
-            raise RecipeError(
-                f"lora.target_modules: the base has no module named {', '.join(missing)}",
-                "use all-linear, or names that `adapterhub plan BASE --json` lists",
-            )
+    _check_targets(model, lora)
     torch.manual_seed(seed)
+    targets = lora.target_modules
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
         lora_dropout=lora.dropout,
-        target_modules=targets if targets == "all-linear" else list(targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights="pissa" if lora.init == "pissa" else True,
+        trainable_token_indices=trained_rows(model, token_ids) if token_ids else None,
         bias="none",
         task_type="CAUSAL_LM",
     )
     peft_model: PeftModel = get_peft_model(model, config)
     keep_codes_for_training(peft_model)
     return peft_model
+
+
+def _check_targets(model: PreTrainedModel, lora: LoraSection) -> None:
+    targets = lora.target_modules
+    if targets == "all-linear":
+        return
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+    else:
+        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if missing:
+        raise RecipeError(
+            f"lora.target_modules: the base has no module named {', '.join(missing)}",
+            "use all-linear, or names that `adapterhub plan BASE --json` lists",
+        )
 
 
 def keep_codes_for_training(model: torch.nn.Module) -> None:
@@ -170,7 +193,7 @@ def _quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _bitsandbytes(quantization: Quantization) -> Any:
+def _bitsandbytes(quantization: Quantization, *, divisible: bool) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -186,6 +209,7 @@ def _bitsandbytes(quantization: Quantization) -> Any:
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double,
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        bnb_4bit_quant_storage=torch.bfloat16 if divisible else torch.uint8,
     )
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from adapterhub.errors import TrainingError
 from adapterhub.packaging.manifest import Hardware, Quantization
 from adapterhub.trainer.activations import Engine, Optimizer, Setting
-from adapterhub.trainer.ledger import GIB, Ledger, adapter_weights, ledger
+from adapterhub.trainer.ledger import GIB, Ledger, ledger
+from adapterhub.trainer.placement import adapter_weights
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape, shape_of
 
@@ -117,9 +118,9 @@ def default_reserve(hardware: Hardware) -> int:
     return hardware.memory_bytes // (50 if hardware.device == "cuda" else 10)
 
 
-def plan_for(recipe: Recipe, shape: ModelShape, hardware: Hardware) -> Plan:
+def plan_for(recipe: Recipe, shape: ModelShape, hardware: Hardware, shards: int = 1) -> Plan:
     """The plan to train with. Raises TrainingError saying what would have to give when nothing fits."""
-    made = plan(shape, recipe, hardware)
+    made = plan(shape, recipe, hardware, shards=shards)
     if not made.fits:
         raise does_not_fit(made)
     return made
@@ -136,33 +137,49 @@ def does_not_fit(made: Plan) -> TrainingError:
     )
 
 
-def plan(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int | None = None) -> Plan:
+def plan(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int | None = None, *, shards: int = 1
+) -> Plan:
     """Choose micro-batch, recomputation and optimizer for ``recipe`` on ``hardware``.
 
-    What the recipe fixes is kept. ``reserve`` bytes stay free (see ``default_reserve``). When nothing fits,
-    the cheapest setting in memory is returned with ``fits`` false and ``remedies`` saying what would have to
-    give. Raises RecipeError when the recipe targets modules that the shape does not have.
+    What the recipe fixes is kept. ``reserve`` bytes stay free (see ``default_reserve``); ``shards`` devices
+    hold a part each of base and adapter (FSDP). When nothing fits, the cheapest setting in memory is returned
+    with ``fits`` false and ``remedies`` saying what would have to give. Raises RecipeError when the recipe
+    targets modules that the shape does not have.
     """
     reserve = default_reserve(hardware) if reserve is None else reserve
     fitting = [
         (setting, found)
-        for setting in _candidates(shape, recipe, hardware, reserve)
+        for setting in _candidates(shape, recipe, hardware, reserve, shards)
         for found in [ledger(shape, recipe, hardware, setting)]
         if _room(found, hardware, reserve) >= 0 and _host_holds(found, hardware, setting)
     ]
     if fitting:
         setting, found = min(fitting, key=lambda item: _preference(shape, recipe, hardware, *item))
         return _plan(shape, recipe, hardware, reserve, setting, found)
-    setting = _smallest(shape, recipe, hardware)
+    setting = _smallest(shape, recipe, hardware, shards)
     made = _plan(shape, recipe, hardware, reserve, setting, ledger(shape, recipe, hardware, setting))
     return replace(made, remedies=tuple(_remedies(made, recipe)))
 
 
 def engine_for(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Engine:
-    """``fast`` on CUDA for 4-bit bases of the architectures it has a layer for, else ``plain``."""
-    four_bits = recipe.quantization is not None and recipe.quantization.type in ("nf4", "fp4")
-    known = shape.model_type in FAST_TYPES and not shape.tower
-    return "fast" if hardware.device == "cuda" and four_bits and known else "plain"
+    """``fast`` on CUDA for what it has kernels for (see ``why_plain``), else ``plain``."""
+    return "fast" if hardware.device == "cuda" and why_plain(shape, recipe, hardware) is None else "plain"
+
+
+def why_plain(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> str | None:
+    """What keeps a run from the fast path on CUDA, in words; None when nothing does."""
+    if hardware.count > 1:
+        return "the fast path trains on one GPU"
+    if recipe.quantization is None or recipe.quantization.type not in ("nf4", "fp4"):
+        return "the fast path is for 4-bit bases"
+    if shape.model_type not in FAST_TYPES or shape.tower:
+        return f"the fast path has no layer for the architecture {shape.model_type}"
+    if recipe.lora.dora:
+        return "the fast path does not compute DoRA's row lengths"
+    if recipe.lora.new_tokens:
+        return "the fast path does not train rows of embeddings"
+    return None
 
 
 def _plan(
@@ -194,11 +211,11 @@ def _micro_batches(recipe: Recipe) -> list[int]:
     return [fixed] if fixed != "auto" else [rows for rows in range(batch, 0, -1) if batch % rows == 0]
 
 
-def _optimizers(recipe: Recipe, hardware: Hardware, engine: Engine) -> list[Optimizer]:
+def _optimizers(recipe: Recipe, hardware: Hardware, engine: Engine, shards: int) -> list[Optimizer]:
     wanted = recipe.training.optimizer
     if wanted != "auto":
         return [wanted]
-    if hardware.device == "cpu":
+    if hardware.device == "cpu" or shards > 1:
         return ["adamw"]
     return ["adamw", "paged_adamw"] if engine == "fast" else ["paged_adamw"]
 
@@ -217,17 +234,19 @@ def _recomputations(shape: ModelShape, recipe: Recipe, engine: Engine, device: s
     ]
 
 
-def _candidates(shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int) -> Iterator[Setting]:
+def _candidates(
+    shape: ModelShape, recipe: Recipe, hardware: Hardware, reserve: int, shards: int
+) -> Iterator[Setting]:
     """For each micro-batch and optimizer the least recomputation that fits; memory falls along the list of
     them.
     """
     engine = engine_for(shape, recipe, hardware)
     steps = _recomputations(shape, recipe, engine, hardware.device)
     for rows in _micro_batches(recipe):
-        for optimizer in _optimizers(recipe, hardware, engine):
+        for optimizer in _optimizers(recipe, hardware, engine, shards):
             for offload in (False, True) if engine == "fast" and steps[-1][0] else (False,):
                 settings = [
-                    Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0)
+                    Setting(rows, optimizer, engine, whole, mlp, offload and whole > 0, shards=shards)
                     for whole, mlp in steps
                 ]
                 least = settings[_first(settings, lambda s: _fits(shape, recipe, hardware, reserve, s))]
@@ -284,10 +303,7 @@ def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, sett
     flops, bandwidth = next((rate for name, rate in _RATES.items() if name in hardware.name), _OTHER_RATE)
     weights = sum(linear.weights for linear in shape.linears)  # of one layer
     last = shape.linears[-1].weights  # never computed again: nothing in its layer's backward needs it
-    mlp = (
-        sum(linear.weights for linear in shape.linears if linear.named("mlp") or ".mlp" in f".{linear.path}")
-        - last
-    )
+    mlp = sum(linear.weights for linear in shape.linears if linear.path.startswith("mlp.")) - last
     again = setting.recompute_all * (weights - last) + setting.recompute_mlp * mlp
     passes = 2 * weights * shape.layers + again  # weights that products go through: forward, backward, again
     tokens = setting.micro_batch * recipe.data.max_length
@@ -297,7 +313,7 @@ def _seconds_a_token(shape: ModelShape, recipe: Recipe, hardware: Hardware, sett
     if setting.offload:
         seconds *= _OFFLOAD_SLOWDOWN
     if setting.optimizer != "adamw":
-        moved = (6 if setting.optimizer == "paged_adamw_8bit" else 12) * adapter_weights(shape, recipe)
+        moved = (6 if setting.optimizer == "paged_adamw_8bit" else 12) * adapter_weights(shape, recipe.lora)
         seconds += moved / _BUS / (recipe.training.batch_size * recipe.data.max_length)
     return seconds
 
@@ -326,12 +342,7 @@ def _explain(
         why = "32-bit moments that leave the card (paged, QLoRA section 3)"
     yield Choice("optimizer", setting.optimizer, why)
     if hardware.device == "cuda":
-        fast = setting.engine == "fast"
-        why = (
-            "fused NF4 and LoRA products"
-            if fast
-            else "the fast path does not know this architecture or quantization"
-        )
+        why = why_plain(shape, recipe, hardware) or "fused NF4 and LoRA products"
         yield Choice("engine", setting.engine, why)
     if setting.kept_weights:
         yield Choice(
@@ -359,17 +370,18 @@ def _explain_recomputation(
     return Choice("recomputation", value, why)
 
 
-def _smallest(shape: ModelShape, recipe: Recipe, hardware: Hardware) -> Setting:
+def _smallest(shape: ModelShape, recipe: Recipe, hardware: Hardware, shards: int) -> Setting:
     """The setting with the smallest peak that the recipe allows."""
     engine = engine_for(shape, recipe, hardware)
     whole, mlp = _recomputations(shape, recipe, engine, hardware.device)[-1]
-    return Setting(_micro_batches(recipe)[-1], _optimizers(recipe, hardware, engine)[-1], engine, whole, mlp)
+    optimizer = _optimizers(recipe, hardware, engine, shards)[-1]
+    return Setting(_micro_batches(recipe)[-1], optimizer, engine, whole, mlp, shards=shards)
 
 
 def _remedies(made: Plan, recipe: Recipe) -> Iterator[Remedy]:
     """Changes that make it fit, each by itself, each tried on the ledger."""
     for change, changed_shape, changed in _changes(made, recipe):
-        setting = _smallest(changed_shape, changed, made.hardware)
+        setting = _smallest(changed_shape, changed, made.hardware, made.setting.shards)
         found = ledger(changed_shape, changed, made.hardware, setting)
         if _room(found, made.hardware, made.reserve_bytes) >= 0:
             yield Remedy(change, found.predicted_peak_bytes)
@@ -377,9 +389,10 @@ def _remedies(made: Plan, recipe: Recipe) -> Iterator[Remedy]:
 
 def _changes(made: Plan, recipe: Recipe) -> Iterator[tuple[str, ModelShape, Recipe]]:
     shape, hardware, reserve = made.shape, made.hardware, made.reserve_bytes
+    shards = made.setting.shards
 
     def fits(changed: Recipe) -> bool:
-        found = ledger(shape, changed, hardware, _smallest(shape, changed, hardware))
+        found = ledger(shape, changed, hardware, _smallest(shape, changed, hardware, shards))
         return _room(found, hardware, reserve) >= 0
 
     training = recipe.training
@@ -403,6 +416,8 @@ def _changes(made: Plan, recipe: Recipe) -> Iterator[tuple[str, ModelShape, Reci
             shape,
             _with(recipe, "training", optimizer="paged_adamw_8bit"),
         )
+    if recipe.lora.dora:
+        yield "lora.dora false", shape, _with(recipe, "lora", dora=False)
     if recipe.quantization is None or recipe.quantization.type == "int8":
         yield "quantization.type nf4", shape, recipe.model_copy(update={"quantization": Quantization()})
     for key, section, field, value in (
@@ -417,9 +432,9 @@ def _changes(made: Plan, recipe: Recipe) -> Iterator[tuple[str, ModelShape, Reci
                 break
     for name, smaller_shape in _REFERENCE_SHAPES:
         if smaller_shape.parameters < shape.parameters:
-            everywhere = _with(recipe, "lora", target_modules="all-linear")
+            everywhere = _with(recipe, "lora", target_modules="all-linear", rank_pattern={}, alpha_pattern={})
             found = ledger(
-                smaller_shape, everywhere, hardware, _smallest(smaller_shape, everywhere, hardware)
+                smaller_shape, everywhere, hardware, _smallest(smaller_shape, everywhere, hardware, shards)
             )
             if _room(found, hardware, reserve) >= 0:
                 yield f"a smaller base: LLaMA's {name} shape fits", smaller_shape, everywhere

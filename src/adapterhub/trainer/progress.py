@@ -92,6 +92,24 @@ class PlainProgress:
         print(f"step {step}: held-out loss {loss:.4f}", file=sys.stderr, flush=True)
 
 
+class SilentProgress:
+    """Says nothing: for the processes of a run beside the first."""
+
+    def __enter__(self) -> SilentProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
+    ) -> None:
+        pass
+
+    def step(self, done: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        pass
+
+    def held_out(self, step: int, loss: float) -> None:
+        pass
+
+
 def duration(seconds: float) -> str:
     """``75.2`` -> ``1:15``; hours are shown when there are any."""
     minutes, rest = divmod(max(0, round(seconds)), 60)

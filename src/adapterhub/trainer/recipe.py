@@ -9,9 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from adapterhub.errors import RecipeError
+from adapterhub.packaging.adapter import check_pattern
 from adapterhub.packaging.manifest import Quantization, SemVer
 
 HUB_REF = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]+)?$")
@@ -39,17 +48,60 @@ class DataSection(Section):
     """Put several short examples into one row; none of them sees another."""
 
 
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0, le=65536)]
+NewToken = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class LoraSection(Section):
     """The adapter (Hu et al. 2021; on all linear layers as in QLoRA section 4)."""
 
-    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    rank: Rank = 16
     """Inner size of each update B·A; parameters and optimizer state grow with it."""
-    alpha: Annotated[float, Field(gt=0, le=65536)] = 16
+    alpha: Alpha = 16
     """The update is scaled by alpha / rank."""
+    rank_pattern: dict[str, Rank] = {}
+    """The rank where it is another one, by module name or regular expression: the first that matches the
+    end of a module's dotted name holds, like ``layers\\.[0-7]\\.mlp\\.down_proj``."""
+    alpha_pattern: dict[str, Alpha] = {}
+    """The alpha where it is another one, by patterns like those of ``rank_pattern``."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapter's inputs that is zeroed while training."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
-    """``all-linear`` (every linear layer but the head), or module names."""
+    target_modules: (
+        Literal["all-linear"]
+        | Annotated[str, Field(min_length=1)]
+        | Annotated[tuple[str, ...], Field(min_length=1)]
+    ) = "all-linear"
+    """``all-linear`` (every linear layer but the head), module names, or one regular expression for whole
+    dotted names, like ``.*\\.[qv]_proj``."""
+    rslora: bool = False
+    """Scale by alpha / √rank, which keeps high ranks learning (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Train the length of each row of the weights beside the update (DoRA, Liu et al. 2024); slower."""
+    init: Literal["default", "loftq", "pissa"] = "default"
+    """The first weights. ``default``: no update. ``loftq``: what 4-bit quantization lost, as far as the rank
+    goes (Li et al. 2023). ``pissa``: the base's principal components, which are taken out of it while
+    training (Meng et al. 2024); needs ``quantization: null``, and its release has twice the rank."""
+    new_tokens: tuple[NewToken, ...] = ()
+    """Tokens to add to the tokenizer; their rows of embeddings and head are trained whole, and of both
+    only those rows are released."""
+
+    @field_validator("rank_pattern", "alpha_pattern", "target_modules")
+    @classmethod
+    def _patterns(cls, value: Any) -> Any:
+        for pattern in value if isinstance(value, dict) else [value] if isinstance(value, str) else ():
+            check_pattern(pattern)
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> LoraSection:
+        if len(set(self.new_tokens)) < len(self.new_tokens):
+            raise ValueError("new_tokens names a token twice")
+        if self.init == "pissa" and (self.dora or self.new_tokens):
+            raise ValueError("init pissa cannot be released together with dora or new_tokens: keep one")
+        if self.init == "pissa" and self.rslora and (self.rank_pattern or self.alpha_pattern):
+            raise ValueError("init pissa and rslora cannot be released together with rank or alpha patterns")
+        return self
 
 
 class TrainingSection(Section):
@@ -120,6 +172,19 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="after")
+    def _start_on_this_base(self) -> Recipe:
+        """LoftQ starts from 4-bit losses; with PiSSA a 4-bit base would be nobody else's."""
+        in_4bit = self.quantization is not None and self.quantization.type in ("nf4", "fp4")
+        if self.lora.init == "loftq" and not in_4bit:
+            raise ValueError("lora.init loftq makes up for 4-bit quantization, and there is none")
+        if self.lora.init == "pissa" and self.quantization is not None:
+            raise ValueError(
+                "lora.init pissa changes the base before it is quantized, so that the release would fit no "
+                "base that its users have: set quantization to null, or lora.init to loftq"
+            )
+        return self
 
     @classmethod
     def read(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

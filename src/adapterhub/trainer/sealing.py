@@ -16,10 +16,12 @@ from adapterhub.packaging import evidence
 from adapterhub.packaging.manifest import BaseLock, DatasetLock, Hardware, Manifest
 from adapterhub.packaging.release import Release, new_release
 from adapterhub.trainer.checkpoints import run_folder
+from adapterhub.trainer.initial import pissa_start
 from adapterhub.trainer.plan import Plan
 from adapterhub.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
@@ -43,14 +45,25 @@ def seal(
     tokenizer: PreTrainedTokenizerBase,
     ledger: evidence.LedgerEvidence,
     curve: evidence.CurveEvidence,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> Release:
-    """Write the release at ``out``, then remove the run folder. Raises ReleaseError when ``out`` exists."""
+    """Write the release at ``out``, then remove the run folder. Raises ReleaseError when ``out`` exists.
+
+    ``state`` holds the adapter's weights where ``model`` has only a part of them.
+    """
     config = model.peft_config["default"]
     config.base_model_name_or_path = origin.base.name
     config.revision = origin.base.revision
-    config.target_modules = sorted(config.target_modules)  # a set's order would differ from run to run
+    if not isinstance(config.target_modules, str):
+        config.target_modules = sorted(config.target_modules)  # a set's order would differ from run to run
+    start = pissa_start(run_folder(out)) if origin.recipe.lora.init == "pissa" else None
     with new_release(out, _draft(origin)) as staging:
-        model.save_pretrained(staging, save_embedding_layers=False)  # "auto" would ask the Hub for the base
+        model.save_pretrained(  # "auto" would ask the Hub for the base
+            staging,
+            state_dict=state,
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=None if start is None else str(start),
+        )
         (staging / "README.md").unlink(missing_ok=True)  # peft's own; `adapterhub card` writes the real one
         tokenizer.save_pretrained(staging)
         (staging / "evidence").mkdir()

@@ -5,7 +5,7 @@ quantized.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,6 @@ class Linear:
     def weights(self) -> int:
         """Weights of one module, without its bias."""
         return self.inputs * self.outputs
-
-    def named(self, target: str) -> bool:
-        """Whether peft's ``target_modules`` entry ``target`` names this module: its whole path or the end of
-        it.
-        """
-        return self.path == target or self.path.endswith(f".{target}")
 
 
 @dataclass(frozen=True)
@@ -90,23 +84,15 @@ class ModelShape:
         """Weights of the largest linear module of a text layer: what one dequantized copy holds."""
         return max(linear.weights for linear in self.linears)
 
-    def adapted(self, target_modules: str | Iterable[str]) -> tuple[Linear, ...]:
-        """The linear modules that LoRA is put on: ``all-linear`` or names as peft matches them.
-
-        Raises RecipeError naming the targets that no module has.
-        """
-        everything = (*self.linears, *self.tower)
-        if target_modules == "all-linear":
-            return everything
-        targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-        missing = [target for target in targets if not any(linear.named(target) for linear in everything)]
-        if missing:
-            known = ", ".join(dict.fromkeys(linear.path.rpartition(".")[2] for linear in everything))
-            raise RecipeError(
-                f"lora.target_modules: {self.model_type} has no linear module named {', '.join(missing)}",
-                f"use all-linear, or some of {known}",
-            )
-        return tuple(linear for linear in everything if any(linear.named(target) for target in targets))
+    def modules(self) -> Iterator[tuple[str, Linear, int | None]]:
+        """Each quantized linear module: its dotted name in transformers' model, its kind, its text layer."""
+        text = "model.language_model" if self.tower else "model"
+        for layer in range(self.layers):
+            for linear in self.linears:
+                yield f"{text}.layers.{layer}.{linear.path}", linear, layer
+        for linear in self.tower:
+            for layer in range(linear.count):
+                yield f"model.vision_tower.encoder.layers.{layer}.{linear.path}", linear, None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import gc
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from adapterhub.packaging.evidence import LedgerMiss
 from adapterhub.packaging.manifest import DatasetLock, Hardware
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.splits import Split
+from adapterhub.trainer import ranks
 from adapterhub.trainer.arguments import quarter, steps_of, training_arguments
 from adapterhub.trainer.checkpoints import prepare_run, run_folder, run_lock
 from adapterhub.trainer.data import Row, rows_digest
@@ -71,6 +72,8 @@ class _Run:
     recipe: Recipe
     base: BaseSource
     tokenizer: PreTrainedTokenizerBase
+    new_tokens: dict[int, list[int]]
+    """Ids of new tokens, and what each was spelled with before."""
     rows: list[PackedRow]
     held_out: list[PackedRow]
     out: Path
@@ -95,14 +98,17 @@ def train(
     ``data`` holds the training rows and, if any, the held-out rows. Checkpoints lie in ``<out>.run`` until
     the release is sealed; a killed run goes on from the last with ``resume`` and, on the CPU, ends with the
     same bytes. A run that runs out of the device's memory all the same is planned again with less and goes on
-    from its last step. ``say`` receives what a person should know, a line each.
+    from its last step. In a run of several processes (``ranks.together``) each calls this with the plan for
+    its share of the batch, and the first one writes. ``say`` receives what a person should know, a line each.
 
     Raises TrainingError (NaN loss, nothing fits, another run in the way), DataError (rows that do not fit the
     template or the context), ReleaseError (``out`` exists, unusable base).
     """
     from adapterhub.trainer.model import load_tokenizer
+    from adapterhub.trainer.vocabulary import add_tokens
 
     tokenizer = load_tokenizer(base.folder)
+    new_tokens = add_tokens(tokenizer, recipe.lora.new_tokens)
     data = _held_apart(data, say)
     encoded = {source.split: _encode(tokenizer, source, recipe.data.max_length, say) for source in data}
     datasets = tuple(_lock_data(recipe, source, encoded[source.split][0]) for source in data)
@@ -123,16 +129,20 @@ def train(
     rows = pack(encoded["train"][1], length, seed=seed, packing=packing)
     held_out = pack(encoded["test"][1], length, seed=seed, packing=packing) if "test" in encoded else []
     say(f"{len(encoded['train'][1])} examples in {len(rows)} rows of at most {length} tokens")
-    run = _Run(recipe, base, tokenizer, rows, held_out, out, hardware, progress)
-    with run_lock(out), _no_space_in_words():
-        checkpoint = prepare_run(out, identity, resume=resume)
+    run = _Run(recipe, base, tokenizer, new_tokens, rows, held_out, out, hardware, progress)
+    with run_lock(out) if ranks.is_first() else nullcontext(), _no_space_in_words():
+        checkpoint = ranks.first_decides(lambda: prepare_run(out, identity, resume=resume))
         if checkpoint:
             say(f"resuming from {checkpoint.name}")
         trainer, final_plan, misses = _train_until_it_fits(run, plan, checkpoint, say)
         ledger = measured_ledger(final_plan, hardware, misses)
         curve = training_curve(trainer.state.log_history, trainer.state.global_step, hardware)
         origin = Origin(recipe, lock, datasets, hardware)
-        return seal(out, origin, trainer.finish(), tokenizer, ledger, curve)
+        model, state = trainer.finish(), trainer.whole_adapter()
+        if ranks.is_first():
+            seal(out, origin, model, tokenizer, ledger, curve, state)
+        ranks.wait_for_all()
+        return Release.open(out)
 
 
 def _held_apart(data: Sequence[DataSource], say: Say) -> list[DataSource]:
@@ -206,7 +216,7 @@ def _train_until_it_fits(
     current = first
     misses: list[LedgerMiss] = []
     while True:
-        trainer = _build(run, current)
+        trainer = _build(run, current, checkpoint)
         _check_disk(run.out, trainer.peft_model)
         try:
             with run.progress:
@@ -223,6 +233,11 @@ def _train_until_it_fits(
                     "remove that folder: --resume then takes the checkpoint before it, or begins anew",
                 ) from err
             step = trainer.state.global_step
+            if ranks.world_size() > 1:  # the others wait inside this step
+                raise TrainingError(
+                    f"process {ranks.rank()} is out of memory in step {step + 1}",
+                    f"set training.micro_batch below {current.micro_batch} and go on with --resume",
+                ) from err
             misses.append(_miss(current, step, lost))
             checkpoint = trainer.keep_step() or checkpoint
         del trainer  # its base goes before the next one comes
@@ -237,19 +252,20 @@ def _train_until_it_fits(
         )
 
 
-def _build(run: _Run, current: Plan) -> AdapterTrainer:
-    """Base, adapter and trainer for one plan."""
+def _build(run: _Run, current: Plan, checkpoint: Path | None) -> AdapterTrainer:
+    """Base, adapter and trainer for one plan; what FSDP divides has the weights of ``checkpoint`` before."""
     import torch
 
     from adapterhub.trainer.loop import AdapterTrainer
-    from adapterhub.trainer.model import attach_adapter, load_base
 
     recipe = run.recipe
-    model = attach_adapter(
-        load_base(run.base.folder, recipe.quantization, run.hardware.device),
-        recipe.lora,
-        seed=recipe.training.seed,
-    )
+    model = _model(run, current)
+    if current.setting.shards > 1:
+        from adapterhub.trainer.sharding import shard
+
+        if checkpoint is not None:
+            model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        shard(model)
     torch.manual_seed(recipe.training.seed)
     return AdapterTrainer(
         model,
@@ -260,7 +276,28 @@ def _build(run: _Run, current: Plan) -> AdapterTrainer:
         run.progress,
         recipe.training.eval_every or quarter(steps_of(recipe, len(run.rows))),
         fast_path=_fast_path(model, recipe, current),
+        sharded=current.setting.shards > 1,
     )
+
+
+def _model(run: _Run, current: Plan) -> PeftModel:
+    """The base with its adapter, at the start of a run."""
+    from adapterhub.trainer.initial import keep_start, start_from_quantization_error
+    from adapterhub.trainer.model import attach_adapter, load_base
+    from adapterhub.trainer.vocabulary import grow_vocabulary, start_rows
+
+    recipe, tokens = run.recipe, run.new_tokens
+    sharded = current.setting.shards > 1
+    base = load_base(run.base.folder, recipe.quantization, run.hardware.device, divisible=sharded)
+    if tokens:
+        grow_vocabulary(base, max(tokens) + 1)
+        start_rows(base, tokens)
+    model = attach_adapter(base, recipe.lora, seed=recipe.training.seed, token_ids=list(tokens))
+    if recipe.lora.init == "loftq":
+        start_from_quantization_error(model, run.base.folder)
+    elif recipe.lora.init == "pissa":
+        keep_start(model, run_folder(run.out))
+    return model
 
 
 def _fast_path(model: PeftModel, recipe: Recipe, current: Plan) -> tuple[FastPath, FlatAdamW] | None:
