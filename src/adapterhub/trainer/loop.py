@@ -52,6 +52,7 @@ class AdapterTrainer(Trainer):
         self.peft_model = model
         self._pad_token_id = pad_token_id
         self._rows = rows
+        self._sharded = sharded
         super().__init__(
             model=model,
             args=arguments,
@@ -60,7 +61,6 @@ class AdapterTrainer(Trainer):
             callbacks=[_Watcher(self, progress, held_out, eval_every)],
             optimizers=(optimizer, None),
         )
-        self._sharded = sharded
         if self.fast is not None or sharded:
             self.accelerator.device_placement = False  # as _move_model_to_device
         if sharded:  # fully_shard divides the gradients' work; accelerate would put DDP around it
