@@ -36,8 +36,8 @@ def logits(model: Any) -> Any:
     """For TEXT, (tokens, vocabulary) in float32: computed as in training, under autocast."""
     import torch
 
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return model(input_ids=torch.tensor([TEXT])).logits[0].float()
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+        return model(input_ids=torch.tensor([TEXT], device=model.device)).logits[0].float().cpu()
 
 
 def train(run_cli: Run, recipe: Path, out: Path, *settings: str) -> None:
