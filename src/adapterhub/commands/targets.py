@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,8 @@ def locate_base(
         raise ReleaseError(f"{adapter} does not bind a base", "name it with --base")
     from adapterhub.load import find_base
 
-    return find_base(lock, base, endpoint=endpoint, allow_mismatch=allow_mismatch)
+    with naming_folder_or_ref(base) if base is not None else nullcontext():
+        return find_base(lock, base, endpoint=endpoint, allow_mismatch=allow_mismatch)
 
 
 def open_checked(target: str, endpoint: str | None) -> Release:
