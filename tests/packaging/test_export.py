@@ -311,5 +311,7 @@ def test_the_command_names_the_file_and_says_how_to_run_it(
     assert (code, "lies inside the release" in err) == (3, True)
     code, _out, err = run_cli("export", tiny_release, "--to", "gguf", "--type", "q8_0")
     assert (code, "an adapter is not stored as q8_0" in err) == (2, True)
+    code, _out, err = run_cli("export", tiny_release, "--to", "gguf", "--base", "nowhere", "--out", "x.gguf")
+    assert (code, "there is no folder nowhere here" in err) == (5, True)
     code, out, err = run_cli("export", tiny_base, "--to", "gguf", "--type", "q8_0", "--json")
     assert (code, json.loads(out)["type"]) == (0, "q8_0")
