@@ -126,6 +126,7 @@ def _quiet() -> Iterator[None]:
 
 def _evaluate(wrapped: Any, asked: Asked) -> Mapping[str, Any]:
     """lm-eval's results with a record for each question."""
+    import yaml
     from datasets.exceptions import DatasetsError
 
     names = ", ".join(asked.tasks)
@@ -149,7 +150,7 @@ def _evaluate(wrapped: Any, asked: Asked) -> Mapping[str, Any]:
             f"the data of {names} cannot be loaded: {first}",
             "check the network, or name a task file whose data lies on this disk",
         ) from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as err:
         first = " ".join(str(err).split())[:300] or type(err).__name__
         raise DataError(f"lm-eval cannot run {names}: {first}", "mend the task's file") from err
     if results is None:
