@@ -40,7 +40,7 @@ from adapterhub.packaging.merge import merge_adapter
 from adapterhub.packaging.sums import plan_sums
 from adapterhub.packaging.survival import weights_in
 from adapterhub.trainer.model import load_tokenizer
-from adapterhub.trainer.texts import read_texts, sample_texts
+from adapterhub.trainer.texts import CALIBRATED, read_texts, sample_texts
 
 RECIPE = """
 name: sft-rank-{rank}
@@ -68,6 +68,7 @@ def main() -> None:
         "--adapter", type=Path, action="append", help="A release to measure; none is trained."
     )
     parser.add_argument("--only", action="append", help="Only these cases.")
+    parser.add_argument("--texts", type=int, default=CALIBRATED, help="Texts to choose codes on.")
     parser.add_argument("--jobs", type=int, default=1, help="Cases at a time, each in its own process.")
     parser.add_argument("--folder", type=Path, help="Where trained adapters stay. Default: nowhere.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "merge_fidelity.json")
@@ -81,12 +82,15 @@ def main() -> None:
             found = results["adapters"].setdefault(adapter.name, {})
             if found.get("weights_sha256") != digest:
                 found.clear()
-                found |= {"weights_sha256": digest, "cases": {}}
+                found |= {"weights_sha256": digest, "machine": _machine(), "cases": {}}
             wanted = [name for name in CASES if not given.only or name in given.only]
             todo += [(adapter, name) for name in wanted if name not in found["cases"]]
         with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
             started = {
-                pool.submit(measure_case, given.base, adapter, given.train, given.test, name): (adapter, name)
+                pool.submit(measure_case, given.base, adapter, given.train, given.test, given.texts, name): (
+                    adapter,
+                    name,
+                )
                 for adapter, name in todo
             }
             for future in as_completed(started):
@@ -101,33 +105,37 @@ def main() -> None:
         _write(given.out, results)
 
 
+def _machine() -> dict[str, object]:
+    device = torch.cuda.get_device_name() if default_device() == "cuda" else "cpu"
+    return {"device": device, **describe_machine("torch", "transformers", "bitsandbytes", "peft")}
+
+
 def _write(path: Path, results: dict[str, Any]) -> None:
     head = {
         "what": "models merged from a QLoRA adapter, beside the live one: KL in nats a token, top-1 "
         "agreement, NLL in nats a token; weights dequantized, float32 arithmetic",
-        **describe_machine("torch", "transformers", "bitsandbytes", "peft"),
     }
     path.write_text(json.dumps({**results, **head}, indent=2) + "\n")
 
 
-def measure_case(base: Path, adapter: Path, train: Path, test: Path, name: str) -> dict[str, Any]:
+def measure_case(base: Path, adapter: Path, train: Path, test: Path, texts: int, name: str) -> dict[str, Any]:
     """One case's figures."""
     began = time.perf_counter()
-    case = CASES[name](_bench(base, adapter, train, test))
+    case = CASES[name](_bench(base, adapter, train, test, texts))
     return {**case, "seconds": round(time.perf_counter() - began, 1)}
 
 
 @lru_cache(maxsize=1)
-def _bench(base: Path, adapter: Path, train: Path, test: Path) -> Bench:
+def _bench(base: Path, adapter: Path, train: Path, test: Path, texts: int) -> Bench:
     """A process keeps the live model's answers for its next case."""
-    return Bench(base, adapter, train, test)
+    return Bench(base, adapter, train, test, texts)
 
 
 class Bench:
     """One adapter, and what it is measured on."""
 
-    def __init__(self, base: Path, adapter: Path, train: Path, test: Path) -> None:
-        self._base, self._adapter, self._train = base, adapter, train
+    def __init__(self, base: Path, adapter: Path, train: Path, test: Path, texts: int) -> None:
+        self._base, self._adapter, self._train, self._calibrated = base, adapter, train, texts
         self._device = default_device()
         self._tokenizer = load_tokenizer(base)
         self._texts = read_texts(test, self._tokenizer, limit=ROWS)
@@ -161,7 +169,7 @@ class Bench:
 
         calibration = None
         if chosen:
-            texts = sample_texts(self._train, self._tokenizer)
+            texts = sample_texts(self._train, self._tokenizer, self._calibrated)
             calibration = CalibrationText(self._train.name, sha256_file(self._train), texts)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 """Tokens that a text may have: plain text is cut there, and a longer conversation ends there."""
-CALIBRATED, MEASURED = 256, 60
+CALIBRATED, MEASURED = 128, 60
 """Texts that 4-bit codes are chosen on, and texts that the result is measured on."""
 _ROWS = (".jsonl", ".json", ".parquet")
 # Of a file that both are taken from, this share is measured on: the last part.
@@ -66,10 +66,10 @@ def split_texts(path: Path, tokenizer: PreTrainedTokenizerBase) -> SplitTexts:
     )
 
 
-def sample_texts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of at most ``CALIBRATED`` texts from all over ``path``; raises as ``read_texts`` does."""
+def sample_texts(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int = CALIBRATED) -> list[list[int]]:
+    """Token ids of at most ``limit`` texts from all over ``path``; raises as ``read_texts`` does."""
     whole = _Texts(path, tokenizer)
-    return whole.encode(_spread(whole.count, CALIBRATED))
+    return whole.encode(_spread(whole.count, limit))
 
 
 def _spread(count: int, wanted: int) -> list[int]:
