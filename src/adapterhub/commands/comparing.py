@@ -112,16 +112,19 @@ def measure_fidelity(a: Side, b: Side, text: MeasuredText, survival: float | Non
     )
 
 
-def measure_kept(adapter: Path, live: Any, base: Path | None, merged: Any) -> float:
+def measure_kept(adapter: Path, live: Any, base: Path | None, merged: Any) -> float | None:
     """Delta survival in a merged model, of the update of ``adapter``; before either answers anything.
 
     ``base`` is the folder of the 16-bit weights that it was added to; None for the ``live`` model's own.
+    None for an adapter without factors on linear layers, of which it is the share.
     """
     from adapterhub.packaging.adapter import read_adapter
     from adapterhub.packaging.checkpoint import open_checkpoint
     from adapterhub.packaging.survival import measure_survival, weights_in, weights_of
 
     found = read_adapter(adapter)
+    if not found.pairs:
+        return None
     before = weights_in(live) if base is None else weights_of(open_checkpoint(base), found)
     return measure_survival(found, before, weights_in(merged))
 

@@ -185,7 +185,7 @@ def _judge(
             return load_side(str(adapter), str(base), None, allow_base_mismatch, mismatches)
         return Side(adapter.resolve().name, adapter, None, load_plain(adapter, base), None)
 
-    def kept(reference: Side, model: Any) -> float:
+    def kept(reference: Side, model: Any) -> float | None:
         return measure_kept(adapter, reference.model, base if onto == "original" else None, model)
 
     return Judge(measuring, live, kept)
