@@ -84,7 +84,10 @@ def test_aiming_makes_up_for_inputs_that_are_not_the_wanted_ones() -> None:
     assert (inputs @ aimed.T - outputs).norm() < 0.1 * (inputs @ weight.T - outputs).norm()
 
 
-@pytest.mark.parametrize(("storage", "onto"), [("nf4", "trained"), ("nf4", "original"), ("fp4", "original")])
+@pytest.mark.parametrize(
+    ("storage", "onto"),
+    [("nf4", "trained"), ("nf4", "original"), pytest.param("fp4", "original", marks=pytest.mark.slow)],
+)
 def test_a_calibrated_merge_loads_plainly_and_is_nowhere_worse(
     storage: str, onto: str, tiny_release: Path, tiny_base: Path, texts: list[list[int]], tmp_path: Path
 ) -> None:
