@@ -28,6 +28,7 @@ from adapterhub.commands.judging import (
 )
 from adapterhub.commands.targets import base_mismatch_option, find_folder, locate_base, open_checked
 from adapterhub.errors import RecipeError
+from adapterhub.packaging.files import check_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from adapterhub.packaging.requantize import RequantizeReport
 
     Merging = Callable[[Path, Onto, Judge | None], MergeReport]
+
+_ASSUMED = "does not say how its base was quantized: taking NF4, double, blocks of 64"
 
 
 @click.command("merge")
@@ -99,7 +102,6 @@ def merge_command(
     A merge that was killed goes on where it was when the same command is run again (--onto auto begins anew).
     """
     from adapterhub.load import default_device
-    from adapterhub.packaging.files import check_target
     from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.merge import merge_adapter
 
@@ -107,18 +109,15 @@ def merge_command(
     folder = find_folder(adapter, endpoint)
     is_release = (folder / MANIFEST_NAME).is_file()
     if onto != "original" and not is_release:
-        click.echo(
-            f"{folder} does not say how its base was quantized: taking NF4, double, blocks of 64", err=True
-        )
+        click.echo(f"{folder} {_ASSUMED}", err=True)
     combination = read_combination(others, weight, combine, density, seed, endpoint)
     if combination is not None:
-        max_kl, no_fidelity = _without_reference(onto, max_kl, no_fidelity)
+        no_fidelity = _without_reference(onto, max_kl, no_fidelity)
     if onto == "auto" and (no_fidelity or (text is None and held_out is None)):
         raise RecipeError("--onto auto picks by the likelihood of text", "name text with --text FILE")
     base_folder = locate_base(base, folder, endpoint, allow_base_mismatch)
-    measuring = read_measuring(
-        storage, partial(_tokenizer, folder, base_folder), text, held_out, rounding, max_kl, no_fidelity
-    )
+    tokenizer = partial(_tokenizer, folder, base_folder)
+    measuring = read_measuring(storage, tokenizer, text, held_out, rounding, max_kl, no_fidelity)
 
     def merge(target: Path, onto: Onto, judge: Judge | None) -> MergeReport:
         with bytes_bar("merging") as progress:
@@ -136,22 +135,16 @@ def merge_command(
                 progress=progress,
             )
 
-    evidence: FidelityEvidence | None
     judges = partial(_judge, folder, base_folder, is_release, measuring, allow_base_mismatch)
     if onto == "auto":
         report, evidence = _merge_best(merge, judges, measuring, out)
     else:
-        judge = judges(onto) if measuring.held_out else None
-        report = merge(out, onto, judge)
-        evidence = judge.evidence if judge else None
-    if as_json:
-        click.echo(json.dumps(_as_dict(report, evidence), indent=2))
-    else:
-        _tell_merge(report, evidence)
+        report, evidence = _merge_once(merge, judges, measuring, onto, out)
+    _tell_merge(report, evidence, as_json)
 
 
-def _without_reference(onto: str, max_kl: float | None, no_fidelity: bool) -> tuple[None, bool]:
-    """Several adapters have no live model to be measured against: refuse what needs one."""
+def _without_reference(onto: str, max_kl: float | None, no_fidelity: bool) -> bool:
+    """Several adapters have no live model to be measured against: refuse what needs one, else say so."""
     if max_kl is not None or onto == "auto":
         raise RecipeError(
             "several adapters together have no live model to measure the result against",
@@ -159,7 +152,7 @@ def _without_reference(onto: str, max_kl: float | None, no_fidelity: bool) -> tu
         )
     if not no_fidelity:
         click.echo("not measured: several adapters together have no live model as reference", err=True)
-    return None, True
+    return True
 
 
 def _tokenizer(adapter: Path, base: Path) -> PreTrainedTokenizerBase:
@@ -191,9 +184,17 @@ def _judge(
     return Judge(measuring, live, kept)
 
 
+def _merge_once(
+    merge: Merging, judges: Callable[[Onto], Judge], measuring: Measuring, onto: Onto, out: Path
+) -> tuple[MergeReport, FidelityEvidence | None]:
+    judge = judges(onto) if measuring.held_out else None
+    report = merge(out, onto, judge)
+    return report, judge.evidence if judge else None
+
+
 def _merge_best(
     merge: Merging, judges: Callable[[Onto], Judge], measuring: Measuring, out: Path
-) -> tuple[MergeReport, FidelityEvidence]:
+) -> tuple[MergeReport, FidelityEvidence | None]:
     """Merge onto both targets, and give ``out`` to the one with the lower NLL of the held-out text."""
     from adapterhub.packaging.evidence import FIDELITY, to_json
     from adapterhub.packaging.files import publish_folder
@@ -231,7 +232,10 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tell_merge(report: MergeReport, evidence: FidelityEvidence | None) -> None:
+def _tell_merge(report: MergeReport, evidence: FidelityEvidence | None, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_as_dict(report, evidence), indent=2))
+        return
     what = (
         f"{report.release.manifest.name} {report.release.manifest.version}"
         if report.release
@@ -337,7 +341,6 @@ def requantize_command(
     itself. Where the adapter is still at hand, merge it instead: that rounds once.
     """
     from adapterhub.load import default_device
-    from adapterhub.packaging.files import check_target
     from adapterhub.packaging.requantize import requantize_release
     from adapterhub.trainer.model import load_tokenizer
 

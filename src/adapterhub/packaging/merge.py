@@ -119,16 +119,13 @@ def merge_adapter(
     """
     started = time.monotonic()
     source = _open_release(adapter)
-    others = combination.others if combination else ()
-    releases = {folder: _open_release(folder) for folder, _weight in others}
+    releases = {path: _open_release(path) for path, _weight in (combination.others if combination else ())}
     lock = source.manifest.base if source else None
     mismatch = _look_at_base(lock, base, allow_base_mismatch)
-    if lock is not None:
-        _check_same_base(lock, releases)
+    _check_same_base(lock, releases)
     checkpoint = open_checkpoint(base)
     quantization = _quantization(source, onto)
-    whole = _read(adapter, combination)
-    plan = plan_sums(whole, checkpoint, quantization, storage, device)
+    plan = plan_sums(_read(adapter, combination), checkpoint, quantization, storage, device)
     rounding = Rounding(checkpoint, plan, calibration) if calibration else None
     written = write_checkpoint(
         checkpoint,
@@ -242,13 +239,10 @@ def _check_weights(
         raise BaseMismatchError(f"the base in {base} changed while it was merged", "do it again")
 
 
-def _check_same_base(lock: BaseLock, releases: Mapping[Path, Release | None]) -> None:
+def _check_same_base(lock: BaseLock | None, releases: Mapping[Path, Release | None]) -> None:
     for folder, release in releases.items():
-        if (
-            release is not None
-            and release.manifest.base is not None
-            and release.manifest.base.digest != lock.digest
-        ):
+        other = release.manifest.base if release else None
+        if lock is not None and other is not None and other.digest != lock.digest:
             raise BaseMismatchError(
                 f"{folder} was trained on another base than the first adapter", "combine adapters of one base"
             )
