@@ -136,7 +136,17 @@ def test_the_release_names_every_adapter(
     tiny_release: Path, second: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
     command = ("merge", tiny_release, "--base", tiny_base, "--to", "bf16", "--onto", "original")
-    several = ("--with", f"{second}=0.25", "--weight", 0.75, "--combine", "ties", "--density", 0.5)
+    several = (
+        "--with",
+        f"{second}=0.25",
+        "--weight",
+        0.75,
+        "--combine",
+        "ties",
+        "--density",
+        0.5,
+        "--no-fidelity",
+    )
     code, _out, err = run_cli(*command, *several, "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     merge = Release.open(tmp_path / "out").manifest.merge
