@@ -115,11 +115,14 @@ def test_a_rebuild_is_the_same_keeps_strangers_files_and_drops_what_is_gone(
     assert (site / "CNAME").is_file()
 
 
-def test_the_same_version_twice_is_shown_once(shelf: Path, edit: Edit) -> None:
-    edit(shelf / "deep" / "older", version="0.1.0")
+def test_the_same_version_twice_is_shown_once_and_a_copy_is_no_error(shelf: Path, edit: Edit) -> None:
+    edit(shelf / "deep" / "older", version="0.1.0", licence="mit")
+    shutil.copytree(shelf / "orders", shelf / "deep" / "copy")
     gallery = collect((path.name, path) for path in find_releases(shelf))
-    assert [len(it.versions) for it in gallery.shelves] == [1, 1]
-    assert "has the name and version of older" in {it.ref: it.why for it in gallery.absent}["orders"]
+    assert [it.newest.ref for it in gallery.shelves] == ["poems", "orders"]
+    told = {it.ref: it.why for it in gallery.absent}
+    assert set(told) == {"broken", "edited", "older"}
+    assert "has the name and version of orders" in told["older"]
 
 
 def test_a_folder_of_something_else_is_not_written_into(shelf: Path, tmp_path: Path, run_cli: RunCli) -> None:

@@ -161,7 +161,9 @@ def find_releases(folder: Path) -> list[Path]:
             found.append(Path(root))
     if not found:
         raise ReleaseError(f"{folder} holds no releases", "name a folder of releases, or an owner on the Hub")
-    return found
+    return sorted(
+        found, key=lambda path: (len(path.parts), path)
+    )  # of copies, the one that lies highest counts
 
 
 def collect(releases: Iterable[tuple[str, Path]], absent: Iterable[Absent] = ()) -> Gallery:
@@ -173,8 +175,11 @@ def collect(releases: Iterable[tuple[str, Path]], absent: Iterable[Absent] = ())
     missing = list(absent)
     for ref, folder in releases:
         try:
-            exhibit = Exhibit(read_card(Release.open(folder)), folder, ref)
+            release = Release.open(folder)
+            exhibit = Exhibit(read_card(release), folder, ref)
             if exhibit.id in shown:
+                if Release.open(shown[exhibit.id].folder).digest == release.digest:
+                    continue  # a copy
                 raise ReleaseError(
                     f"{ref} has the name and version of {shown[exhibit.id].ref}",
                     "give it another version, or show only one of them",
