@@ -51,7 +51,9 @@ def test_a_local_release_answers_with_the_trained_template(tiny_release: Path, t
     assert answer.shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_it_computes_what_peft_computes(tiny_release: Path, tiny_base: Path) -> None:
+def test_it_computes_what_peft_computes(
+    tiny_release: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -62,6 +64,7 @@ def test_it_computes_what_peft_computes(tiny_release: Path, tiny_base: Path) -> 
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+    monkeypatch.setattr("adapterhub.trainer.model.arithmetic_of", lambda _device: "bfloat16")
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16, quantization_config=settings)
     plain = PeftModel.from_pretrained(base, str(tiny_release)).eval()
     ours, _ = load_adapter(tiny_release, base=tiny_base)

@@ -85,8 +85,8 @@ class Card:
     changes: ChangesEvidence | None
     words: Words
     """The author's own."""
-    vllm_obstacles: tuple[str, ...]
-    """What of an adapter vLLM would refuse or compute wrong."""
+    vllm_obstacles: tuple[str, ...] | None
+    """What of an adapter vLLM would refuse or compute wrong; None without its weights: not known."""
 
     @property
     def base(self) -> BaseLock:
@@ -216,9 +216,11 @@ def thin_out(points: Sequence[CurvePoint], limit: int) -> list[CurvePoint]:
     return [points[0], *wanted[stride - 1 :: stride], points[-1]]
 
 
-def _find_obstacles(folder: Path) -> tuple[str, ...]:
+def _find_obstacles(folder: Path) -> tuple[str, ...] | None:
     if not (folder / ADAPTER_CONFIG).is_file():
         return ()
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return None
     return tuple(vllm_obstacles(read_adapter(folder)))
 
 

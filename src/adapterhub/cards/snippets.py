@@ -59,7 +59,7 @@ def _is_for_vllm(card: Card) -> bool:
     """Whether vLLM can be told to load it: 4 bits of bitsandbytes or none, and nothing that it refuses."""
     if card.manifest.kind == "adapter":
         quantization = card.base.quantization
-        return not card.vllm_obstacles and (quantization is None or quantization.type == "nf4")
+        return card.vllm_obstacles == () and (quantization is None or quantization.type == "nf4")
     return card.manifest.merge is None or card.manifest.merge.dtype in ("bfloat16", "nf4")
 
 

@@ -84,11 +84,14 @@ class LockFile(Frozen):
                 "upgrade: pip install -U adapterhub",
             )
         try:
-            return cls.model_validate(content)
+            lock = cls.model_validate(content)
         except ValidationError as err:
             first = err.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise LockError(f"{where}: {key}: {first['msg']}", fix) from err
+        if "schema_version" not in content:
+            raise LockError(f"{where} has no schema_version", fix)
+        return lock
 
     @classmethod
     def read(cls, path: Path) -> LockFile:
