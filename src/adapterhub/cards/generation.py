@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cards.questions import Prompt
+from adapterhub.packaging.held import weights_held
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ def generate_answers(
     """
     answers: list[Answer | None] = [None] * len(questions)
     done = 0
-    with _plain_settings(model, decoding), _own_randomness(model):
+    with _plain_settings(model, decoding), _own_randomness(model), weights_held(model):
         for batch in batches(questions, decoding):
             prompts = [questions[index].prompt_ids for index in batch]
             for index, tokens in zip(batch, _continue(model, prompts, decoding), strict=True):

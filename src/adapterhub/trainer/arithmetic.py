@@ -26,9 +26,9 @@ def arithmetic_of(device: Literal["cpu", "cuda"]) -> Arithmetic:
 def compute_in_float32(model: torch.nn.Module) -> None:
     """Make a loaded model compute in float32, in place, with the very weights that it was loaded with.
 
-    Weights that are not quantized are widened, which is exact; quantized ones stay as they are, are
-    dequantized to bfloat16 as before and widened in each product. The products' own rounding to bfloat16 is
-    what goes.
+    Weights that are not quantized are widened, which is exact; quantized ones stay as they are. bitsandbytes
+    dequantizes them to bfloat16, as before, and widens them where gradients are wanted, and straight to
+    float32 where not. The products' own rounding to bfloat16 is what goes.
     """
     import torch
     from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
