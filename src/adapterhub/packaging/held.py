@@ -1,4 +1,4 @@
-"""4-bit weights held dequantized while a model is asked much: on processors that would unpack them every time."""
+"""4-bit weights held dequantized while a model is asked much, where they would be unpacked every time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _SHARE = 0.5  # of the memory that is free now
 
 @contextmanager
 def weights_held(model: torch.nn.Module) -> Iterator[int]:
-    """Within the block, 4-bit layers of ``model`` that compute in float32 on the CPU keep their weights unpacked.
+    """Within the block, 4-bit layers of ``model`` that compute in float32 on the CPU keep weights unpacked.
 
     bitsandbytes dequantizes a layer's weight at each product there, which for the one token a step of
-    generating is most of the work. The products are of the same numbers, (out, in) float32, as without. Layers
-    are held in order while they fit into half of the memory that is free; others, and those on other devices,
-    are left alone. Yields how many are held. Not for training: nothing flows to the 4-bit weight.
+    generating is most of the work. The products are of the same numbers, (out, in) float32, as without.
+    Layers are held in order while they fit into half of the memory that is free; others, and those on other
+    devices, are left alone. Yields how many are held. Not for training: gradients stop at such a layer's
+    weight, and its dequantized copy is not the one that training uses.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -34,7 +35,7 @@ def weights_held(model: torch.nn.Module) -> Iterator[int]:
             room -= 4 * module.in_features * module.out_features
             if room < 0:
                 break
-            module.forward = _with_weight(module)  # type: ignore[method-assign]
+            module.forward = _with_weight(module)
             held.append(module)
         yield len(held)
     finally:
