@@ -36,7 +36,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(BIN)/python -m pytest -m 'slow and not gpu' -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -240,6 +240,9 @@ def _explain(err: BaseException, api: HfApi, subject: str) -> Exception | None:
         )
     if isinstance(err, httpx2.HTTPError | httpx2.InvalidURL):
         return Unreachable(f"no answer from {api.endpoint} about {subject}: {_line(err)}", _NETWORK)
+    if isinstance(err, RuntimeError) and "client has been closed" in str(err):
+        # huggingface_hub closes the connections of all threads when one of them cannot connect
+        return Unreachable(f"no answer from {api.endpoint} about {subject}: connections broke off", _NETWORK)
     if isinstance(err, json.JSONDecodeError):
         return HubError(f"{api.endpoint} does not answer like a Hub", _NETWORK)
     if isinstance(err, OSError) and err.errno is not None:

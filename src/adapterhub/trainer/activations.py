@@ -202,6 +202,12 @@ def plain_activations(
         "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
     )
     if recipe.lora.dora:
+        alive = {*range(setting.recompute_all, shape.layers), None, 0}
+        yield ledger_part(
+            "DoRA's identities",
+            sum(_identity(each, width) for each in place_adapter(shape, recipe.lora) if each.layer in alive),
+            "an identity of each module's inputs, and its product with A, kept for the backward pass",
+        )
         yield ledger_part(
             "DoRA's weights",
             max(map(_dora_weights, place_adapter(shape, recipe.lora))),
@@ -242,6 +248,9 @@ def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> list[in
         if width == 4 and place in seen:  # nothing is cast, so linears that share an input keep it once
             layers[placed.layer] -= width * placed.linear.inputs
         seen.add(place)
+    if seen and not recipe.lora.new_tokens:  # below the first adapted layer nothing has a gradient
+        first = min(layer for layer, _input in seen)
+        layers[:first] = [0] * first
     return layers
 
 
@@ -250,6 +259,11 @@ def _lora_copies(placed: Placed, recipe: Recipe, width: int) -> int:
     # DoRA multiplies the base's output and the adapter's by the lengths, and so keeps both.
     dora = 2 * width * placed.linear.outputs if placed.dora else 0
     return width * (placed.linear.inputs + placed.rank) + mask + dora
+
+
+def _identity(placed: Placed, width: int) -> int:
+    """Bytes of what peft multiplies A and B with to have their product as a matrix, and of A's part of it."""
+    return width * placed.linear.inputs * (placed.linear.inputs + placed.rank)
 
 
 def _dora_weights(placed: Placed) -> int:

@@ -149,12 +149,22 @@ def attach_adapter(
 
 
 def _check_targets(model: PreTrainedModel, lora: LoraSection) -> None:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
     targets = lora.target_modules
     if targets == "all-linear":
         return
     names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
-        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+        met = {name: module for name, module in model.named_modules() if re.fullmatch(targets, name)}
+        wrong = [name for name, module in met.items() if not isinstance(module, (torch.nn.Linear, Conv1D))]
+        if wrong:
+            raise RecipeError(
+                f"lora.target_modules: {targets} meets {wrong[0]}, which is no linear layer",
+                r"let the pattern end in the layers' names, like .*\.layers\.[0-9]\..*_proj",
+            )
+        missing = [] if met else [targets]
     else:
         missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
     if missing:
