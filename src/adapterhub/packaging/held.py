@@ -18,8 +18,8 @@ _SHARE = 0.5  # of the memory that is free now
 def weights_held(model: torch.nn.Module) -> Iterator[int]:
     """Within the block, 4-bit layers of ``model`` that compute in float32 on the CPU keep weights unpacked.
 
-    bitsandbytes dequantizes a layer's weight at each product there, which for the one token a step of
-    generating is most of the work. The products are of the same numbers, (out, in) float32, as without.
+    bitsandbytes dequantizes a layer's weight at each product there, also for the one token a step of
+    generating. The products are of the same numbers, (out, in) float32, as without.
     Layers are held in order while they fit into half of the memory that is free; others, and those on other
     devices, are left alone. Yields how many are held. Not for training: gradients stop at such a layer's
     weight, and its dequantized copy is not the one that training uses.

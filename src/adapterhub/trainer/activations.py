@@ -202,7 +202,8 @@ def plain_activations(
         "working set", working, "one layer's gradients and dequantized weights, and what it computes again"
     )
     if recipe.lora.dora:
-        alive = {*range(setting.recompute_all, shape.layers), None, 0}
+        # Those of every layer that is not recomputed, of one that is, and of what is in no layer.
+        alive = {*range(setting.recompute_all, shape.layers), 0, None}
         yield ledger_part(
             "DoRA's identities",
             sum(_identity(each, width) for each in place_adapter(shape, recipe.lora) if each.layer in alive),
