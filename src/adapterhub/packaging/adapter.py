@@ -91,7 +91,7 @@ class AdapterConfig(BaseModel):
         """What in these settings cannot be merged right, in words; empty when nothing stands in the way."""
         found = []
         if self.target_parameters:
-            named = ", ".join(self.target_parameters)
+            named = ", ".join(sorted(self.target_parameters))
             found.append(f"target_parameters ({named}), which transformers fuses of several tensors")
         if self.init_lora_weights not in _PLAIN_INITS:
             found.append(f"init_lora_weights={self.init_lora_weights!r}, which changes the base too")
