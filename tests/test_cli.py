@@ -168,6 +168,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.slow
 def test_a_reader_of_a_plan_that_went_away_is_no_error(tiny_base: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

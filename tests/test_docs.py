@@ -34,6 +34,7 @@ def test_the_generated_pages_are_up_to_date_at_any_width(columns: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_page_of_what_fits_is_what_the_ledger_says() -> None:
     """And an old one is seen."""
     page = runpy.run_path(str(ROOT / "docs/scaling.py"))

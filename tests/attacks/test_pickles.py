@@ -115,6 +115,7 @@ def test_only_plain_tensors_by_name_are_taken(folder: Path, make: Callable[[], o
     assert not (folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_weights_only_loading_refuses_is_named(folder: Path, run_cli: Run) -> None:
     path = save(folder, {"a": Connects()})
     code, _, err = run_cli("convert", path, "--out", folder.parent / "out")

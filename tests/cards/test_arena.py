@@ -52,6 +52,7 @@ def paper(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_k_of_4_gives_the_papers_table_and_its_ranks(paper: Path, run_cli: RunCli) -> None:
     code, out, err = run_cli(
         "arena", "report", paper, "--rating", "elo", "--k", 4, "--orderings", 10000, "--json"

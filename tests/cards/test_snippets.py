@@ -36,6 +36,7 @@ def run_programs(folder: Path) -> list[str]:
     return printed
 
 
+@pytest.mark.slow
 def test_both_programs_run_and_say_the_same(
     tiny_release: Path,
     tiny_base: Path,

@@ -495,6 +495,7 @@ def test_a_hub_that_fails_is_not_taken_for_one_that_cannot_be_reached(
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_offline_mode(publish, get, repo, hub_cache) -> None:
     publish("0.1.0")
     pulled = get(repo)

@@ -234,6 +234,7 @@ def test_concurrent_commits_each_land_or_are_refused(hub_server) -> None:
     } == titles
 
 
+@pytest.mark.slow
 def test_concurrent_tags_creates_and_deletes_never_fail_inside(hub_server) -> None:
     seen: list[tuple[str, int]] = []
     auth = {"Authorization": f"Bearer {hub_server.token}"}
@@ -347,6 +348,7 @@ def kill_in_a_loop(start_hub, root: Path, rounds: int) -> None:
     assert list(bare.rglob("*.lock")) == []
 
 
+@pytest.mark.slow
 def test_a_killed_hub_has_each_commit_whole_or_not_at_all(start_hub, tmp_path: Path) -> None:
     kill_in_a_loop(start_hub, tmp_path / "root", rounds=2)
 

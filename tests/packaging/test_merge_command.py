@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from adapterhub.packaging.release import Release
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -83,6 +85,7 @@ def test_another_base_exits_3_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_neither_transformers_nor_peft_is_imported(
     tiny_release: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -229,7 +229,8 @@ def test_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
         target_modules=["q_proj"],
         target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     )
-    with pytest.raises(ReleaseError, match=r"target_parameters \(mlp\.experts\.down_proj, mlp\.experts\.gate_up_proj\), .*fuses"):
+    named = r"mlp\.experts\.down_proj, mlp\.experts\.gate_up_proj"
+    with pytest.raises(ReleaseError, match=rf"target_parameters \({named}\), .*fuses"):
         merge_adapter(adapter, base, tmp_path / "out", onto="original")
     assert not (tmp_path / "out").exists()
 

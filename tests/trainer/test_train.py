@@ -71,6 +71,7 @@ def test_a_run_ends_in_a_sound_release_that_says_what_it_was_made_from(
     assert ledger["predicted_peak_bytes"] == sum(p["bytes"] for p in ledger["parts"] if p["on"] == "device")
 
 
+@pytest.mark.slow
 def test_the_recipe_in_a_manifest_trains_the_same_adapter_again(
     run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path, rows: Path
 ) -> None:
@@ -86,7 +87,7 @@ def test_the_recipe_in_a_manifest_trains_the_same_adapter_again(
     assert adapter_bytes(first) == adapter_bytes(second)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_interrupted_at_any_step_resumes_to_the_same_bytes(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_run_is_only_resumed_as_itself(run_cli: Run, recipe: Path, interrupted
         assert "damaged" in stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(run_cli: Run, recipe: Path, interrupted: Path) -> None:
     checkpoint = run_folder(interrupted) / "checkpoint-3"
     (run_folder(interrupted) / "checkpoint-mine").mkdir()  # not one of ours
@@ -195,6 +197,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_is_in_nobodys_way(
     assert run_cli("train", recipe, "--out", out)[0] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_never_train_into_one_folder(run_cli: Run, recipe: Path, interrupted: Path) -> None:
     from adapterhub.trainer.checkpoints import run_lock
 
@@ -224,6 +227,7 @@ def test_held_out_rows_are_never_training_rows(
     assert "training rows too" in stderr
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_the_result(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
     """Losses are means over tokens, not over micro-batches, whatever their lengths."""
     curves = []
@@ -240,6 +244,7 @@ def test_accumulation_does_not_change_the_result(run_cli: Run, recipe: Path, tmp
     assert curves[0] == pytest.approx(curves[1], rel=2e-2)  # bf16
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_the_same_packed_or_not(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
     found = []
     for packing in ("true", "false"):
@@ -401,7 +406,7 @@ def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> No
     assert any(gradient.abs().sum() > 0 for gradient in before.values())
 
 
-@pytest.mark.parametrize("fail_at", [0, 4])
+@pytest.mark.parametrize("fail_at", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_out_of_memory_is_planned_anew_and_nothing_is_lost(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:

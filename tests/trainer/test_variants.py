@@ -53,11 +53,11 @@ PATTERNS = [
 ]
 TOKENS = ["lora.new_tokens=['<count>', '</count>']"]
 VARIANTS = {
-    "loftq dora rslora": ["lora.init=loftq", "lora.dora=true", "lora.rslora=true"],
     "pissa": ["lora.init=pissa", "quantization=null"],
     "patterns tokens": [*PATTERNS, *TOKENS],
 }
 SLOW_VARIANTS = {
+    "loftq dora rslora": ["lora.init=loftq", "lora.dora=true", "lora.rslora=true"],
     "rslora": ["lora.rslora=true", "lora.alpha=8"],
     "dora": ["lora.dora=true"],
     "loftq": ["lora.init=loftq"],

@@ -188,6 +188,7 @@ def test_evaluation_keeps_nothing_and_sums_over_tokens(quantized_model: Make, pa
     torch.testing.assert_close(total / kept, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_fifty_steps_train_as_peft_with_torchs_adamw(quantized_model: Make, packed_batch: Make) -> None:
     """Side by side: every loss within 1e-4 of the other's.
 

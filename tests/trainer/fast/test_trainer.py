@@ -58,6 +58,7 @@ def rows(packed_batch: Make) -> list[dict[str, torch.Tensor]]:
     return [{name: values[index] for name, values in batch.items()} for index in range(24)]
 
 
+@pytest.mark.slow
 def test_it_trains_as_peft_does_and_resumes_to_the_same_bytes(
     quantized_model: Make, rows: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
