@@ -148,13 +148,6 @@ def publish(repo: str, tiny_release: Path, tmp_path: Path) -> Callable[..., Path
     return run
 
 
-def move_tag(hub_server, repo: str, tag: str, to: str) -> None:
-    """What whoever owns the repository on a real Hub can do: take a tag away and put it elsewhere."""
-    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
-    api.delete_tag(repo, tag=tag)
-    api.create_tag(repo, tag=tag, revision=to)
-
-
 def test_locked_is_exact_when_the_hub_moves_on(
     run_cli: Run, project: Path, publish, repo: str, tmp_path: Path
 ) -> None:
@@ -219,7 +212,7 @@ def test_whatever_moved_is_refused(
     path.write_bytes(sound)
     publish("1.1.0")
     newer = json.loads(run_cli("pull", repo, "--json")[1])["commit"]
-    move_tag(hub_server, repo, "v1.0.0", newer)
+    hub_server.move_tag(repo, "v1.0.0", newer)
     for command in (("pull", repo, "--locked"), ("pull", f"{repo}@1.0.0", "--locked")):
         code, _, err = run_cli(*command)
         assert (code, "v1.0.0 was moved" in err) == (4, True)

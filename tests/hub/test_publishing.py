@@ -56,6 +56,21 @@ def test_rows_become_a_version_that_training_takes(
     assert len(list(read_rows(fetched.folder, "train"))) == splits["train"]
 
 
+def test_a_push_cut_off_before_the_tag_is_completed_and_its_version_not_taken_by_other_rows(
+    run_cli: Run, hub_server, repo, write_jsonl, tmp_path
+) -> None:
+    file = write_jsonl(tmp_path / "orders.jsonl", rows(3))
+    first = json.loads(run_cli("push", file, repo, "--type", "dataset", "--json")[1])
+    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
+    api.delete_tag(repo, tag="v1.0.0", repo_type="dataset")
+    other = write_jsonl(tmp_path / "other.jsonl", rows(4))
+    code, _, err = run_cli("push", other, repo, "--type", "dataset")
+    assert (code, "had other content as 1.0.0" in err) == (3, True)
+    again = json.loads(run_cli("push", file, repo, "--type", "dataset", "--json")[1])
+    assert (again["outcome"], again["commit"]) == ("tagged", first["commit"])
+    assert len(api.list_repo_commits(repo, repo_type="dataset")) == 2
+
+
 def test_a_dataset_is_proposed_and_malformed_rows_are_named(
     run_cli: Run, repo, write_jsonl, tmp_path
 ) -> None:

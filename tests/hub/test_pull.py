@@ -102,11 +102,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in list_files(folder)}
 
 
-def retag(api: HfApi, repo: str, tag: str, commit: str) -> None:
-    api.delete_tag(repo, tag=tag)
-    api.create_tag(repo, tag=tag, revision=commit)
-
-
 @pytest.mark.parametrize(
     ("versions", "newest"),
     [
@@ -213,7 +208,7 @@ def test_a_repository_that_is_no_release(api, get, repo) -> None:
         get(repo)
 
 
-def test_a_file_changed_on_the_hub_is_found(api, publish, get, repo) -> None:
+def test_a_file_changed_on_the_hub_is_found(hub_server, api, publish, get, repo) -> None:
     publish("0.1.0")
     bad = api.upload_file(
         repo_id=repo, path_or_fileobj=b"changed", path_in_repo="adapter_model.safetensors"
@@ -222,7 +217,7 @@ def test_a_file_changed_on_the_hub_is_found(api, publish, get, repo) -> None:
     with pytest.raises(SignatureError, match=r"adapter_model\.safetensors") as error:
         get(f"{repo}@main")
     assert "tell its maker" in error.value.fix
-    retag(api, repo, "v0.1.0", bad)
+    hub_server.move_tag(repo, "v0.1.0", bad)
     with pytest.raises(SignatureError, match=r"adapter_model\.safetensors"):
         get(repo)
 
@@ -251,10 +246,10 @@ def test_a_manifest_cannot_name_files_outside(api, publish, get, repo, tiny_rele
         get(f"{repo}@main")
 
 
-def test_a_tag_moved_to_another_version_is_found(api, publish, get, repo) -> None:
+def test_a_tag_moved_to_another_version_is_found(hub_server, publish, get, repo) -> None:
     publish("1.0.0")
     later = publish("1.1.0")
-    retag(api, repo, "v1.0.0", later)
+    hub_server.move_tag(repo, "v1.0.0", later)
     with pytest.raises(SignatureError, match=r"v1\.0\.0 holds version 1\.1\.0: the tag was moved"):
         get(f"{repo}@1.0.0")
 
@@ -282,7 +277,7 @@ def test_an_unsigned_release_only_where_no_signature_is_asked_for(publish, get, 
 
 
 def test_a_signature_that_does_not_hold_is_refused_always(
-    api, publish, get, repo, keys, tiny_release
+    hub_server, api, publish, get, repo, keys, tiny_release
 ) -> None:
     publish("0.1.0", key=keys.private)
     trust_key(keys.public)
@@ -296,7 +291,7 @@ def test_a_signature_that_does_not_hold_is_refused_always(
     commit = api.upload_file(
         repo_id=repo, path_or_fileobj=json.dumps(manifest).encode(), path_in_repo=MANIFEST_NAME
     ).oid
-    retag(api, repo, "v0.1.0", commit)
+    hub_server.move_tag(repo, "v0.1.0", commit)
     with pytest.raises(SignatureError, match=SIGNATURE_NAME):
         get(repo)
     api.upload_file(repo_id=repo, path_or_fileobj=b"no bundle", path_in_repo=SIGNATURE_NAME)

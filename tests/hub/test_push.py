@@ -140,6 +140,24 @@ def test_a_version_never_gets_other_content(api, send, repo, tiny_release) -> No
     assert commits(api, repo) == 2
 
 
+@pytest.mark.parametrize("branch", ["main", "dev"])
+def test_a_version_whose_tag_was_deleted_is_not_free(
+    hub_server, api, send, repo, tiny_release, tmp_path, branch
+) -> None:
+    """On a Hub that lets its owner tag anything, as on ours."""
+    changed = shutil.copytree(tiny_release, tmp_path / "changed")
+    Release.open(changed).with_files({"evidence/more.json": b"{}"})
+    first = send(tiny_release, repo)
+    send(tiny_release, repo, delivery=Delivery(branch=branch))
+    api.delete_tag(repo, tag="v0.1.0")
+    with pytest.raises(VersionError, match=r"had other content as 0\.1\.0 at commit") as error:
+        send(changed, repo, delivery=Delivery(branch=branch))
+    assert "above 0.1.0" in error.value.fix
+    assert (tags(api, repo), commits(api, repo)) == ({}, 2)
+    assert send(tiny_release, repo).outcome == "tagged"
+    assert tags(api, repo) == {"v0.1.0": first.commit}
+
+
 @pytest.mark.parametrize(
     ("there", "pushed", "accepted"),
     [
@@ -366,7 +384,7 @@ def test_xet_is_asked_for_and_never_writes_where_a_hub_says(tmp_path, monkeypatc
     monkeypatch.setattr(get_session(), "get", answer)
     monkeypatch.setattr(HfApi, "create_commit", lambda self, repo, operations, **_: seen.extend(operations))
     api, add = HfApi(endpoint="http://127.0.0.1:9"), {"large.bin": tmp_path / "large.bin"}
-    uploads.commit_files(api, "a/b", add, (), message="m", parent="0" * 40, branch="x/y")
+    uploads.commit_files(api, "a/b", add, (), message="m", description="", parent="0" * 40, branch="x/y")
     assert asked == ["http://127.0.0.1:9/api/models/a/b/xet-write-token/x%2Fy"]
     assert isinstance(seen[0].path_or_fileobj, str) is taken  # only paths go through Xet
 
@@ -395,6 +413,7 @@ def test_the_public_hub_gets_large_files_as_huggingface_hub_likes_it(tmp_path, m
         {"x.bin": tmp_path / "x.bin"},
         (),
         message="m",
+        description="",
         parent="0" * 40,
     )
     assert seen[0].path_or_fileobj == str(tmp_path / "x.bin")

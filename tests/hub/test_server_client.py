@@ -252,6 +252,22 @@ def test_tags_and_branches_are_made_once(api: HfApi, repo: str) -> None:
         api.delete_branch(repo, branch="main")
 
 
+def test_a_version_that_was_deleted_is_only_its_own_commits_again(api: HfApi, repo: str) -> None:
+    first = api.upload_file(repo_id=repo, path_or_fileobj=b"1", path_in_repo="1.txt").oid
+    for tag in ("v1.0.0", "v1.0.0-rc.1+b", "best"):
+        api.create_tag(repo, tag=tag, revision=first, tag_message="as tested")
+        api.delete_tag(repo, tag=tag)
+    later = api.upload_file(repo_id=repo, path_or_fileobj=b"2", path_in_repo="1.txt").oid
+    api.super_squash_history(repo)
+    for tag in ("v1.0.0", "v1.0.0-rc.1+b"):
+        with pytest.raises(HfHubHTTPError, match="never used again") as refused:
+            api.create_tag(repo, tag=tag, revision=later)
+        assert status_of(refused) == 409
+    api.create_tag(repo, tag="best", revision=later)
+    api.create_tag(repo, tag="v1.0.0", revision=first)
+    assert {it.name for it in api.list_repo_refs(repo).tags} == {"best", "v1.0.0"}
+
+
 def test_missing_things_raise_the_exception_of_their_kind(api: HfApi, repo: str, tmp_path: Path) -> None:
     with pytest.raises(RepositoryNotFoundError):
         api.model_info("ada/nothing-here")

@@ -117,7 +117,8 @@ def move_command(source: str, target: str, kind: str, endpoint: str | None, as_j
 def untag_command(ref: str, kind: str, endpoint: str | None, as_json: bool) -> None:
     """Take a version's tag away: nobody can pull it by its version any more. Commit and files stay.
 
-    Prints the commit that the tag named; it can still be pulled by that.
+    Prints the commit that the tag named; it can still be pulled by that. The version is not free again: other
+    content needs a version above it.
     """
     from adapterhub.hub.catalogue import remove_tag
 

@@ -40,6 +40,8 @@ class Head:
     tags: Mapping[str, str]
     has_branch: bool
     """False when ``commit`` is main's, from which the branch is to be made."""
+    branches: frozenset[str]
+    """The commits that the repository's branches end in."""
 
 
 def repo_type_of(release: Release) -> RepoType:

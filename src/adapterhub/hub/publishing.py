@@ -96,13 +96,16 @@ def publish_rows(
         )
     inputs = find_inputs(path, wish.test, wish.test_share)
     api = connect(endpoint, token)
-    tags = list_tags(api, ref, "dataset") if look_up(api, ref, "dataset") is not None else {}
+    is_there = look_up(api, ref, "dataset") is not None
+    tags = list_tags(api, ref, "dataset") if is_there else {}
     version = _choose_version(wish.version, tags)
+    branch = (delivery or Delivery()).branch
+    begun = _begun(api, Ref(ref.repo, branch), version) if is_there and tag_of(version) not in tags else None
     counter = _open_tokenizer(api, wish.tokenizer) if wish.tokenizer is not None else None
     with _workplace(ref) as folder:
         release = build_dataset(
             folder / "release",
-            _draft(ref, version, wish),
+            _draft(ref, version, wish, begun or datetime.now(UTC).replace(microsecond=0)),
             inputs,
             source=path.resolve().name,
             benchmarks=wish.benchmarks,
@@ -130,12 +133,26 @@ def _choose_version(wished: str | None, tags: Mapping[str, str]) -> str:
     return f"{major}.{minor + 1}.0"
 
 
-def _draft(ref: Ref, version: str, wish: Wish) -> Manifest:
+def _begun(api: HfApi, branch: Ref, version: str) -> datetime | None:
+    """When the release was made that an earlier push of ``version`` left at the head of a branch, untagged.
+
+    The same rows become the same release with it, which completes that push.
+    """
+    try:
+        commit = resolve(api, branch, "dataset").commit
+        download(api, branch, commit, [MANIFEST_NAME], "dataset")
+        manifest = Manifest.read(snapshot_folder(branch, commit, "dataset"))
+    except (RefError, ManifestError):  # a branch to be made, or with something else on it
+        return None
+    return manifest.created if manifest.version == version else None
+
+
+def _draft(ref: Ref, version: str, wish: Wish, created: datetime) -> Manifest:
     name = re.sub(r"^[^A-Za-z0-9]+", "", ref.repo.partition("/")[2]) or "dataset"
     return Manifest(
         name=name,
         version=version,
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=created,
         kind="dataset",
         task=wish.task,
         licence=wish.licence,

@@ -22,6 +22,7 @@ from adapterhub.hub.changes import (
     repo_type_of,
 )
 from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
+from adapterhub.hub.history import check_unused, state_version
 from adapterhub.hub.proposals import find_proposals, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import list_files
@@ -89,9 +90,10 @@ def push(
     all or, if ``delivery`` says so, by its owner. Files whose content is on the Hub already are not sent;
     those that the release there lists and this one does not are deleted; whatever else lies there stays.
 
-    A version never moves. The same release again changes nothing, and completes a push that was cut off
-    before the tag. A version must be above all others there, or else the next of an older line (1.0.2 after
-    1.0.1, with 1.1.0 there). ``dry_run`` asks the Hub, and changes nothing.
+    A version never moves, and is never used again for other content, its tag deleted or not. The same release
+    again changes nothing, and completes a push that was cut off before the tag. A version must be above all
+    others there, or else the next of an older line (1.0.2 after 1.0.1, with 1.1.0 there). ``dry_run`` asks
+    the Hub, and changes nothing.
 
     As a pull request the commit gets no tag: the same push again gives it one when it was merged, and before
     that finds the pull request that is open.
@@ -113,6 +115,7 @@ def push(
     if tag in head.tags:
         return _check_same(api, ref, release, tag, head, signer)
     _check_order(release.manifest.version, head.tags)
+    check_unused(api, ref, release, head.branches, repo_type_of(release))
     changes, kept = compare_files(api, ref, release, head)
     there = all(change.change == "unchanged" for change in changes)
     if dry_run:
@@ -140,7 +143,7 @@ def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> Head
             raise RefError(
                 f"{api.endpoint} has no repository {ref} to propose anything to", "push without --create-pr"
             )
-        return Head(None, {}, {}, delivery.branch == "main")
+        return Head(None, {}, {}, delivery.branch == "main", frozenset())
     if delivery.private and not info.private:
         raise HubError(
             f"{ref} exists and everybody can read it, but --private was asked for",
@@ -153,7 +156,8 @@ def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> Head
         raise RefError(f"{ref} has no branch {delivery.branch}", "name a branch that is there")
     commit = branches.get(delivery.branch, info.sha)
     tags = {it.name: it.target_commit for it in refs.tags}
-    return Head(commit, list_files(api, ref, commit, repo_type), tags, delivery.branch in branches)
+    files = list_files(api, ref, commit, repo_type)
+    return Head(commit, files, tags, delivery.branch in branches, frozenset(branches.values()))
 
 
 def _check_same(
@@ -213,6 +217,7 @@ def _commit(
             add,
             delete,
             message=_message(release, delivery),
+            description=state_version(release),
             parent=parent,
             branch=delivery.branch,
             as_pull_request=delivery.as_pull_request,

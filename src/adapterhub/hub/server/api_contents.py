@@ -165,7 +165,7 @@ def create_tag(call: Call) -> dict[str, Any]:
 def delete_tag(call: Call) -> dict[str, Any]:
     repo = call.repo(write=True)
     with call.hub.store.lock(repo), call.contents(repo) as repository:
-        repository.delete_ref(f"refs/tags/{call.param('revision')}")
+        repository.delete_tag(call.param("revision"))
     return {}
 
 

@@ -26,6 +26,8 @@ _POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n"
 )
 _POINTER_MAX = 200
+_VERSION = re.compile(r"v\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?")
+_RETIRED = "refs/retired/"  # the versions whose tags were deleted, each with the commit that had it
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,14 @@ class Repository:
         self.move_ref(f"refs/heads/{name}", None, commit)
 
     def create_tag(self, name: str, commit: str, message: str | None, author: str) -> None:
-        """A lightweight tag, or with a message an annotated one. Refuses a name that is taken (409)."""
+        """A lightweight tag, or with a message an annotated one. Refuses a name that is taken (409).
+
+        A version that was deleted stays taken, except by the commit that had it.
+        """
         self._check_new_name(name)
+        retired = self.ref(_RETIRED + name)
+        if retired not in (None, commit):
+            raise conflict(f"{name} was the version of commit {retired}, and a version is never used again")
         target = commit
         if message:
             tag = Tag()
@@ -148,6 +156,13 @@ class Repository:
             self.objects.add_object(tag)
             target = tag.id.decode()
         self.move_ref(f"refs/tags/{name}", None, target)
+
+    def delete_tag(self, name: str) -> None:
+        """Take a tag away; of a version it is kept what it named, under a ref that the API does not show."""
+        commit = self.ref(f"refs/tags/{name}")
+        if commit is not None and _VERSION.fullmatch(name):
+            self._git.refs[Ref(f"{_RETIRED}{name}".encode())] = commit.encode()
+        self.delete_ref(f"refs/tags/{name}")
 
     def delete_ref(self, name: str) -> None:
         reference = Ref(name.encode())

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adapterhub.packaging.adapter import CONFIG_NAME
-from adapterhub.packaging.scan.findings import Finding, quote
+from adapterhub.packaging.scan.findings import Finding, Severity, quote
 
 _MAX_DEPTH = 20
 _MAX_RANK = 1024
@@ -97,8 +97,11 @@ def _adapter(config: Mapping[str, Any]) -> Iterator[Finding]:
             what = f"makes peft import what the file names: {quote(json.dumps(config[key]), 100)}"
             yield Finding("high", "import", what, f"{CONFIG_NAME}: {key}", _ASK)
     for key in sorted(config.keys() - _KNOWN):
+        # What is off changes nothing; what is on could change what loads in a way that nothing here checks.
+        severity: Severity = "high" if config[key] else "low"
         what = f"no setting of a LoRA in peft as known here: {quote(json.dumps(config[key]), 80)}"
-        yield Finding("medium", "unknown-key", what, f"{CONFIG_NAME}: {quote(key)}", "ask its maker for what")
+        fix = "take it out if it does not matter, or ask for a newer adapterhub that knows it"
+        yield Finding(severity, "unknown-key", what, f"{CONFIG_NAME}: {quote(key)}", fix)
     yield from _base_name(config.get("base_model_name_or_path"))
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         yield from _pattern(config.get(key), key)
