@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from machine import describe_machine
 
@@ -114,58 +115,17 @@ def main() -> None:
 def check(options: argparse.Namespace, scratch: Path) -> dict:
     from transformers import AutoTokenizer
 
-    merged, files = (
-        scratch / "merged",
-        {name: scratch / f"{name}.gguf" for name in ("base", "lora", "f16", "q8")},
-    )
-    seconds = {
-        "merge": adapterhub(
-            "merge",
-            options.release,
-            "--base",
-            options.base,
-            "--to",
-            "bf16",
-            "--onto",
-            "original",
-            "--out",
-            merged,
-        ),
-        "export base f16": adapterhub("export", options.base, "--to", "gguf", "--out", files["base"]),
-        "export lora": adapterhub(
-            "export", options.release, "--base", options.base, "--to", "gguf", "--out", files["lora"]
-        ),
-        "export merged f16": adapterhub("export", merged, "--to", "gguf", "--out", files["f16"]),
-        "export merged q8_0": adapterhub(
-            "export", merged, "--to", "gguf", "--type", "q8_0", "--out", files["q8"]
-        ),
-    }
+    merged = scratch / "merged"
+    files = {name: scratch / f"{name}.gguf" for name in ("base", "lora", "f16", "q8")}
+    seconds = export_all(options, merged, files)
     tokenizer = AutoTokenizer.from_pretrained(merged)
-    rows = [json.loads(line) for line in options.data.read_text().splitlines()[:QUESTIONS]]
-    texts = [
-        tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, tokenize=False)
-        for row in rows
-    ]
+    texts = read_questions(options.data, tokenizer)
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     stops = [tokenizer.eos_token_id]
     expected = answer_with_transformers(merged, prompts, stops)
     alone = answer_with_transformers(options.base, prompts, stops)
-    models = {
-        "base f16": (files["base"], None),
-        "base f16 + lora": (files["base"], files["lora"]),
-        "merged f16": (files["f16"], None),
-        "merged q8_0": (files["q8"], None),
-    }
-    task = {
-        "models": {name: [str(path), lora and str(lora)] for name, (path, lora) in models.items()},
-        "prompts": texts,
-        "stops": stops,
-        "new_tokens": NEW_TOKENS,
-    }
-    done = subprocess.run(
-        [str(options.llama), "-c", LLAMA], input=json.dumps(task), capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout)
+    found = answer_with_llama(options.llama, files, texts, stops)
+    with_lora = found["runs"]["base f16 + lora"]["answers"][0]["tokens"]
     return {
         "what": __doc__.splitlines()[0],
         **describe_machine("adapterhub", "gguf", "torch", "transformers"),
@@ -182,12 +142,54 @@ def check(options: argparse.Namespace, scratch: Path) -> dict:
         "example": {
             "prompt": texts[0],
             "transformers": tokenizer.decode(expected[0]),
-            "llama.cpp, base f16 + lora": tokenizer.decode(
-                found["runs"]["base f16 + lora"]["answers"][0]["tokens"]
-            ),
+            "llama.cpp, base f16 + lora": tokenizer.decode(with_lora),
             "base alone": tokenizer.decode(alone[0]),
         },
     }
+
+
+def export_all(options: argparse.Namespace, merged: Path, files: dict[str, Path]) -> dict[str, float]:
+    """Merge, then write every GGUF file; wall seconds of each command."""
+    base, release = options.base, options.release
+    gguf = ("--to", "gguf")
+    return {
+        "merge": adapterhub(
+            "merge", release, "--base", base, "--to", "bf16", "--onto", "original", "--out", merged
+        ),
+        "export base f16": adapterhub("export", base, *gguf, "--out", files["base"]),
+        "export lora": adapterhub("export", release, "--base", base, *gguf, "--out", files["lora"]),
+        "export merged f16": adapterhub("export", merged, *gguf, "--out", files["f16"]),
+        "export merged q8_0": adapterhub("export", merged, *gguf, "--type", "q8_0", "--out", files["q8"]),
+    }
+
+
+def read_questions(data: Path, tokenizer: Any) -> list[str]:
+    """The first prompts of a held-out file, as the chat template has them."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:QUESTIONS]]
+    return [
+        tokenizer.apply_chat_template(row["messages"][:-1], add_generation_prompt=True, tokenize=False)
+        for row in rows
+    ]
+
+
+def answer_with_llama(python: Path, files: dict[str, Path], texts: list[str], stops: list[int]) -> dict:
+    """What llama.cpp answers with each model, and its version."""
+    models = {
+        "base f16": (files["base"], None),
+        "base f16 + lora": (files["base"], files["lora"]),
+        "merged f16": (files["f16"], None),
+        "merged q8_0": (files["q8"], None),
+    }
+    task = {
+        "models": {name: [str(path), lora and str(lora)] for name, (path, lora) in models.items()},
+        "prompts": texts,
+        "stops": stops,
+        "new_tokens": NEW_TOKENS,
+    }
+    done = subprocess.run(
+        [str(python), "-c", LLAMA], input=json.dumps(task), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

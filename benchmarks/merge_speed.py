@@ -6,7 +6,8 @@ every linear layer. Run it on an idle machine::
     python benchmarks/merge_speed.py [--folder TMP] [--out benchmarks/results/merge_speed.json]
 
 Times are wall times of whole processes, imports included, files in the page cache; memory is the kernel's
-ru_maxrss of each process. A merge onto trained weights has no counterpart in PEFT and is listed for itself.
+ru_maxrss of each process. Merges onto trained weights, or to NF4 of the original, have no counterpart in PEFT
+(it merges into the 4-bit base that is loaded) and are listed for themselves.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ MODULES = {
     "mlp.up_proj": (INTERMEDIATE, HIDDEN),
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
+
+_NO_COUNTERPART = ("to NF4", "onto trained")
 
 MAKE_BASE = """
 import sys, torch
@@ -154,28 +157,19 @@ def run_all(folder: Path, layers: int, repeats: int) -> dict[str, object]:
     base, adapter = make_base(folder, layers), in_a_child(make_adapter, folder, layers)
     release = in_a_child(make_release, folder, adapter, base)
     out = folder / "out"
-    merge = [
-        sys.executable,
-        "-m",
-        "adapterhub",
-        "merge",
-        "--to",
-        "bf16",
-        "--base",
-        str(base),
-        "--out",
-        str(out),
-    ]
+    merge = [sys.executable, "-m", "adapterhub", "merge", "--base", str(base), "--out", str(out)]
+    original, nf4 = ["--onto", "original", "--to"], ["nf4", "--rounding", "nearest"]
     commands = {
         "copy": ["/bin/cp", "-r", str(base), str(out)],
-        "adapterhub, plain adapter": [*merge, "--onto", "original", str(adapter)],
-        "adapterhub, release": [*merge, "--onto", "original", str(release)],
-        "adapterhub, release, onto trained": [*merge, "--onto", "trained", str(release)],
+        "adapterhub, plain adapter": [*merge, *original, "bf16", str(adapter)],
+        "adapterhub, release": [*merge, *original, "bf16", str(release)],
+        "adapterhub, release, to NF4": [*merge, *original, *nf4, str(release)],
+        "adapterhub, release, onto trained": [*merge, "--onto", "trained", "--to", "bf16", str(release)],
     }
     runs: dict[str, object] = {}
     for name, command in commands.items():
         found = []
-        for _ in range(1 if "trained" in name else repeats):
+        for _ in range(1 if name.endswith(_NO_COUNTERPART) else repeats):
             shutil.rmtree(out, ignore_errors=True)
             os.sync()
             found.append(measure(command))
@@ -199,7 +193,7 @@ def summarize(depth: dict) -> dict[str, object]:
     best = {name: min(run["seconds"] for run in runs) for name, runs in depth["runs"].items()}
     peak = {name: max(run["peak_rss_bytes"] for run in runs) for name, runs in depth["runs"].items()}
     ours = {name: seconds for name, seconds in best.items() if name.startswith("adapterhub")}
-    alike = {name: seconds for name, seconds in ours.items() if not name.endswith("trained")}
+    alike = {name: seconds for name, seconds in ours.items() if not name.endswith(_NO_COUNTERPART)}
     return {
         "best_seconds": best,
         "peak_rss_bytes": peak,
