@@ -62,8 +62,8 @@ def refit(options: argparse.Namespace, kind: str) -> dict[str, object]:
     evidence = json.loads(done.stdout)
     return {
         "texts": {"fitted_on": evidence["calibrated"], "measured_on": evidence["measured"]},
-        "as_it_was": evidence["as_it_was"],
-        "refitted": evidence["refitted"],
+        "as_it_was": figures(evidence["as_it_was"]),
+        "refitted": figures(evidence["refitted"]),
         "kl_refitted_to_as_it_was": round(
             evidence["refitted"]["kl_mean"] / evidence["as_it_was"]["kl_mean"], 3
         ),
@@ -74,6 +74,10 @@ def refit(options: argparse.Namespace, kind: str) -> dict[str, object]:
         },
         "seconds": evidence["seconds"],
     }
+
+
+def figures(measured: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in measured.items() if name != "layers"}
 
 
 if __name__ == "__main__":
