@@ -67,6 +67,16 @@ def launch(
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
+def accelerated(recipe: Path, out: Path, *arguments: str, fsdp: bool) -> subprocess.CompletedProcess[str]:
+    """Accelerate's own launcher, as the documentation has it."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", "--use_fsdp" if fsdp else "--cpu"]
+    command += ["-m", "adapterhub", "train", str(recipe), "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+
+
 def sets(*changes: str) -> list[str]:
     return [part for change in changes for part in ("--set", change)]
 
@@ -98,6 +108,18 @@ def test_two_processes_train_what_one_does(run_cli: Run, recipe: Path, tmp_path:
     assert done.stderr.count("step 8/8") == 1
     assert done.stderr.count("examples in") == 1
     assert not run_folder(pair).exists()
+    assert_equal_runs(whole, pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_accelerate_launches_it(run_cli: Run, recipe: Path, tmp_path: Path, fsdp: bool) -> None:
+    whole, pair = tmp_path / "whole", tmp_path / "pair"
+    assert run_cli("train", recipe, "--out", whole, *sets(*EXACT))[0] == 0
+    done = accelerated(recipe, pair, "--json", *sets(*EXACT), fsdp=fsdp)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "tiny-counts"
+    assert done.stderr.count("step 8/8") == 1
     assert_equal_runs(whole, pair)
 
 
