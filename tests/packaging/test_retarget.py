@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapterhub.cards.formats import in_figures
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.adapter import read_adapter
 from adapterhub.packaging.lowrank import nearest_for_inputs, nearest_of_rank, root_of_moment
@@ -135,6 +136,14 @@ def test_the_command_makes_a_release_for_the_other_base(
     assert lock.quantization == Quantization(type="fp4", double=not stored)
     assert parent.manifest_sha256 == Release.open(tiny_release).digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "text.jsonl", "tiny-orders"]
+
+    assert run_cli("card", out)[0] == 0
+    for name in ("README.md", "card.html"):
+        card = (out / name).read_text()
+        assert "Re-fitted for another base" in card
+        for figures in (evidence.as_it_was, evidence.refitted):
+            assert in_figures(figures.kl_mean) in card
+    assert run_cli("card", out, "--check")[0] == 0
 
     code, printed, err = run_cli(
         "fidelity", out, out, "--text", text, "--base", stored_base if stored else tiny_base

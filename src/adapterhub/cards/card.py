@@ -40,13 +40,15 @@ from adapterhub.packaging.manifest import BaseLock, DatasetLock, Manifest
 from adapterhub.packaging.precisions import PRECISIONS, PrecisionsEvidence, read_precisions
 from adapterhub.packaging.probes import PROBES, ProbesEvidence, read_probes
 from adapterhub.packaging.release import Release
+from adapterhub.packaging.retarget import RETARGET, RetargetEvidence, read_retarget
 from adapterhub.packaging.serving import vllm_obstacles
 from adapterhub.packaging.tasks import TASKS, TasksEvidence, read_tasks
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SOURCES = (
-    ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES, PROBES, TASKS, PRECISIONS, FIDELITY, ROUNDING, CHANGES
+    ADAPTER_CONFIG, SCORES, CURVE, LEDGER, FAILURES, PROBES, TASKS, PRECISIONS, FIDELITY, ROUNDING, RETARGET,
+    CHANGES,
 )  # fmt: skip
 """What a card is made from, beside the manifest and its author's words."""
 WORST_SHOWN = 3
@@ -82,6 +84,8 @@ class Card:
     precisions: PrecisionsEvidence | None
     fidelity: FidelityEvidence | None
     rounding: RoundingEvidence | None
+    retarget: RetargetEvidence | None
+    """None: the adapter was not re-fitted for another base."""
     changes: ChangesEvidence | None
     words: Words
     """The author's own."""
@@ -183,6 +187,7 @@ def read_card(release: Release) -> Card:
         precisions=read_precisions(folder),
         fidelity=read_evidence(folder, FIDELITY, FidelityEvidence),
         rounding=read_evidence(folder, ROUNDING, RoundingEvidence),
+        retarget=read_retarget(folder),
         changes=read_evidence(folder, CHANGES, ChangesEvidence),
         words=read_words(folder),
         vllm_obstacles=_find_obstacles(folder),
@@ -197,6 +202,7 @@ def read_card(release: Release) -> Card:
     for name, evidence in measured.items():
         if evidence is not None:
             _check_measured(release, name, evidence.adapter_sha256)
+    _check_retarget(release, card.retarget)
     _check_fidelity(release, card.fidelity)
     return card
 
@@ -245,6 +251,16 @@ def _check_measured(release: Release, name: str, adapter_sha256: str) -> None:
         f"{release.path / name} was measured on another adapter (sha256 {adapter_sha256[:12]}…, "
         f"this one is {weights.sha256[:12]}…)",
         "measure this one: adapterhub eval RELEASE --data FILE.jsonl",
+    )
+
+
+def _check_retarget(release: Release, retarget: RetargetEvidence | None) -> None:
+    weights = release.manifest.files.get(ADAPTER_WEIGHTS)
+    if retarget is None or weights is None or retarget.adapter_sha256 == weights.sha256:
+        return
+    raise ReleaseError(
+        f"{release.path / RETARGET} is of another adapter than this release holds",
+        "re-fit it again: adapterhub retarget RELEASE --base BASE --out DIR",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.cards import changes, formats, lineage, measurements, prose, provenance
+from adapterhub.cards import changes, formats, lineage, measurements, prose, provenance, refitting
 from adapterhub.cards.card import Card
 from adapterhub.cards.failures import CLASSES, expected_text
 from adapterhub.cards.probes import DESCRIPTIONS
@@ -45,6 +45,7 @@ def gather(card: Card) -> dict[str, Any]:
         "misses": measurements.tabulate_misses(card.ledger) if card.ledger else None,
         "costs": measurements.tabulate_costs(card.curve),
         "fidelity": _fidelity(card),
+        "refit": _refit(card),
         "changes": changes.describe_changes(card),
         "words": render_words(card.words, facts_for_words(card)),
         "facts": provenance.list_facts(card),
@@ -123,6 +124,19 @@ def _fidelity(card: Card) -> Section | None:
         measurements.describe_fidelity(fidelity, card.rounding),
         None,
         measurements.describe_layers(fidelity),
+    )
+
+
+def _refit(card: Card) -> Section | None:
+    """What re-fitting for another base did; None for what was not re-fitted."""
+    if card.retarget is None:
+        return None
+    figures, layers = refitting.tabulate_refit(card.retarget), refitting.tabulate_layers(card.retarget)
+    return Section(
+        "Re-fitted for another base",
+        (layers,) if figures is None else (figures, layers),
+        refitting.describe_refit(card.retarget),
+        None if figures else provenance.command_to_refit(card, card.retarget),
     )
 
 

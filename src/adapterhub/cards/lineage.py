@@ -53,7 +53,8 @@ def draw_lineage(card: Card) -> str:
 def _sources(card: Card) -> Iterator[Ancestor]:
     manifest, base = card.manifest, card.base
     if manifest.parent is not None:
-        role = "earlier version" if manifest.kind == "adapter" else "adapter"
+        is_earlier = manifest.kind == "adapter" and card.retarget is None
+        role = "earlier version" if is_earlier else "adapter"
         yield Ancestor(role, manifest.parent.ref, f"manifest {manifest.parent.manifest_sha256[:12]}")
     at = f"commit {base.revision[:12]}" if base.revision else f"digest {base.digest[:12]}"
     yield Ancestor("base model", base.name, at)
@@ -64,6 +65,8 @@ def _sources(card: Card) -> Iterator[Ancestor]:
 def _release(card: Card) -> Ancestor:
     manifest = card.manifest
     made = {"adapter": "trained", "merged": "merged", "quantized": "merged and quantized"}[manifest.kind]
+    if card.retarget is not None:
+        made = "re-fitted"
     name = f"{manifest.name} {manifest.version}"
     return Ancestor("this release", name, f"{made} {manifest.created:%Y-%m-%d}")
 

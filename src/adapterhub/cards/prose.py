@@ -185,6 +185,10 @@ def _how_it_was_made(card: Card) -> list[str]:
     trained = card.rows("train")
     if trained:
         sentences.append(f"It was trained on {_listed([_rows_in_words(data) for data in trained])}.")
+    if card.retarget:
+        old = card.retarget.old_base
+        held = quantization_in_words(old.quantization)
+        sentences.append(f"It was trained for {old.name} held in {held}, then re-fitted without training.")
     curve = card.curve
     if curve:
         sentences.append(

@@ -10,6 +10,7 @@ from adapterhub.cards.escaping import one_line
 from adapterhub.cards.formats import hardware_in_words, in_days, quantization_in_full
 from adapterhub.cards.snippets import base_source, is_pinned
 from adapterhub.packaging.manifest import DatasetLock
+from adapterhub.packaging.retarget import RetargetEvidence
 
 NOT_RECORDED = "not recorded"
 
@@ -93,6 +94,17 @@ def command_to_compare(card: Card) -> str:
     """The command that measures how true a merged model is to what it was made from."""
     reference = quote(card.manifest.parent.ref) if card.manifest.parent else "ADAPTER"
     return f"adapterhub fidelity {reference} {card.folder} --text FILE.jsonl\n"
+
+
+def command_to_refit(card: Card, retarget: RetargetEvidence) -> str:
+    """The command that re-fits the adapter once more, and measures what that did."""
+    new, old = card.base, retarget.old_base
+    # Another base's files may say themselves how they are held; of the same base the command must.
+    held = new.quantization.type if new.quantization else "bf16"
+    to = f" --to {held}" if new.digest == old.digest else ""
+    release = quote(one_line(f"./{retarget.parent.partition('@')[0]}"))
+    options = f"--base {quote(base_source(card))}{to} --text FILE.jsonl --out DIR"
+    return f"adapterhub retarget {release} {options}\n"
 
 
 def command_to_tell_changes(card: Card) -> str:
