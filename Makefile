@@ -11,6 +11,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 SOURCES := src tests benchmarks examples docs
+# Tests start hundreds of processes; without bytecode each would compile the whole package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint docs constraints
