@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 
 from adapterhub.cards.failures import failure_id, to_jsonl
 from adapterhub.cards.scores import wilson_interval
@@ -32,6 +33,15 @@ from adapterhub.packaging.release import Release
 CPU = Hardware(device="cpu", name="AMD EPYC 7R13", memory_bytes=8 * 2**30, count=2)
 DECODING = {"method": "greedy", "max_new_tokens": 96, "batch_size": 16, "end_tokens": ["<|im_end|>"]}
 SYSTEM = {"role": "system", "content": "Turn the order into JSON."}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser; tests that want one skip without Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture
