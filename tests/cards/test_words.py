@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def test_words_stand_in_both_renderings_and_stay(rich_release: Path, run_cli: Ru
     (rich_release / "notes.md").write_text("Other words.\n", encoding="utf-8")
     code, _, err = run_cli("card", rich_release, "--check")
     assert (code, "README.md does not match" in err) == (3, True)
+
+
+def test_words_may_be_written_and_changed_before_anything_is_compared_or_measured(
+    rich_release: Path, tmp_path: Path, run_cli: RunCli, edit: Callable[..., None]
+) -> None:
+    earlier = Path(shutil.copytree(rich_release, tmp_path / "earlier"))
+    edit(earlier, version="0.0.9")
+    for words in ("First words.\n", "Other words.\n"):
+        (rich_release / "notes.md").write_text(words, encoding="utf-8")
+        code, _, err = run_cli("card", rich_release, "--since", earlier)
+        assert code == 0, err
+        assert words in (rich_release / "README.md").read_text(encoding="utf-8")
+    (rich_release / "notes.md").write_text("Last words.\n", encoding="utf-8")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    code, _, err = run_cli("eval", rich_release, "--data", empty)
+    assert (code, "empty.jsonl" in err) == (2, True)  # the release is sound; its rows are what is amiss
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def test_a_pre_release_becomes_what_it_announced(before: str, level, after: str)
     [("chat_template.jinja", "template"), ("tokenizer.json", "tokens"), ("vocab.json", "tokens"),
      ("adapter_model.safetensors", "weights"), ("config.json", "weights"),
      ("evidence/scores.json", "evidence"),
-     ("README.md", "card"), ("docs/README.md", "weights"), ("LICENSE", "licence"), ("odd.bin", "weights")],
+     ("README.md", "card"), ("notes.md", "card"), (".eval_results/adapterhub.yaml", "card"),
+     ("docs/README.md", "weights"), ("LICENSE", "licence"), ("odd.bin", "weights")],
 )  # fmt: skip
 def test_what_a_file_belongs_to(name: str, part: str) -> None:
     assert part_of(name)[0] == part

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cards import escaping
 from adapterhub.cards.authored import check_markdown
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.release import Release
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -46,6 +47,14 @@ class Words:
 def read_words(folder: Path) -> Words:
     """The author's files of a release folder. Raises ReleaseError for one that is too long."""
     return Words(_read(folder / NOTES), _read(folder / OVERRIDES), folder)
+
+
+def take_words(release: Release) -> Release:
+    """The release with its author's files listed as they lie there now: writing them is the author's right.
+
+    Raises ReleaseError for one that is too long, and when the release is signed and they are others.
+    """
+    return release.with_files(read_words(release.path).files)
 
 
 def render_words(words: Words, facts: Mapping[str, Any]) -> dict[str, str]:

@@ -48,10 +48,12 @@ def card_command(release: Path, check: bool, since: str | None, endpoint: str | 
 def _record_changes(release: Release, since: str, endpoint: str | None) -> Release:
     """Hold the release against an earlier one, and write down what changed."""
     from adapterhub.cards.changes import since_earlier
+    from adapterhub.cards.words import take_words
     from adapterhub.packaging.changes import CHANGES
     from adapterhub.packaging.comparison import compare
     from adapterhub.packaging.evidence import to_json
 
+    release = take_words(release)
     release.check_files()
     earlier = open_checked(since, endpoint)
     manifest = earlier.manifest

@@ -66,12 +66,14 @@ def open_measurable(path: Path) -> Release:
 
     A score belongs to the very weights that the manifest lists. Raises ReleaseError, SignatureError.
     """
+    from adapterhub.cards.words import take_words
     from adapterhub.commands.targets import refuse_cached
     from adapterhub.packaging.release import Release
 
     refuse_cached(path)
     release = Release.open(path)
     refuse_what_cannot_be_measured(release)
+    release = take_words(release)
     release.check_files()
     return release
 

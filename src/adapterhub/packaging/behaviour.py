@@ -27,7 +27,7 @@ _PARTS: Final[tuple[tuple[str, Level, tuple[str, ...]], ...]] = (
         "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
         "spiece.model", "sentencepiece.bpe.model", "*.tiktoken",
     )),
-    ("card", "patch", ("README.md", "card.html")),
+    ("card", "patch", ("README.md", "card.html", "notes.md", "card.md.j2", ".eval_results/*")),
     ("evidence", "patch", ("evidence/*",)),
     ("licence", "patch", ("LICENSE*", "LICENCE*", "NOTICE*")),
     ("weights", "minor", ("*",)),  # what nobody can tell to be harmless counts as weights do
