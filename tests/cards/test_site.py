@@ -99,6 +99,7 @@ def test_hostile_words_stay_words_and_only_our_script_may_run(shelf: Path) -> No
             assert b64encode(sha256(script.encode()).digest()).decode() in policy[1]
 
 
+@pytest.mark.slow
 def test_a_rebuild_is_the_same_keeps_strangers_files_and_drops_what_is_gone(
     shelf: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

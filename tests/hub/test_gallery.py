@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from huggingface_hub import HfApi
 
 from adapterhub.cards.card import read_card
@@ -15,6 +16,7 @@ from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
 
 
+@pytest.mark.slow
 def test_an_owners_releases_become_a_site_and_no_weights_are_fetched(
     start_hub: Callable[..., Any],
     tiny_release: Path,

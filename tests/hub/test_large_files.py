@@ -30,7 +30,7 @@ from adapterhub.packaging.files import list_files
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
 
-LARGE = 48 << 20
+LARGE = 33 << 20
 
 
 class Line:

@@ -225,6 +225,7 @@ def test_help_is_quick_and_imports_nothing_heavy(command: str) -> None:
     assert "OWNER/NAME" in done.stdout
 
 
+@pytest.mark.slow
 def test_push_and_pull_import_no_framework(hub_server, repo, carded_release, tmp_path) -> None:
     program = (
         "import sys; from adapterhub.cli import main\n"

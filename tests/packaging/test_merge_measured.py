@@ -73,6 +73,7 @@ def test_over_the_limit_nothing_is_left(
     assert "warning" not in err
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_target_with_the_likelier_text(
     tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

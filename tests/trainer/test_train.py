@@ -185,6 +185,7 @@ def test_a_damaged_checkpoint_is_named(run_cli: Run, recipe: Path, interrupted: 
     assert run_cli("train", recipe, "--out", interrupted, "--resume")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_first_checkpoint_is_in_nobodys_way(
     run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -255,6 +256,7 @@ def test_the_held_out_loss_is_the_same_packed_or_not(run_cli: Run, recipe: Path,
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_longer_than_the_context_are_left_out_counted_and_said(
     run_cli: Run, recipe: Path, tmp_path: Path, rows: Path
 ) -> None:
@@ -348,6 +350,7 @@ def test_a_pickle_base_and_a_broken_base_are_refused(run_cli: Run, recipe: Path,
     assert "config.json" in stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_in_words_and_keeps_the_checkpoints(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +441,7 @@ def test_out_of_memory_is_planned_anew_and_nothing_is_lost(
     assert curve == pytest.approx(expected, rel=2e-2)  # other micro-batches, bf16
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_nothing_left_to_give_is_said(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,10 +53,10 @@ PATTERNS = [
 ]
 TOKENS = ["lora.new_tokens=['<count>', '</count>']"]
 VARIANTS = {
-    "pissa": ["lora.init=pissa", "quantization=null"],
     "patterns tokens": [*PATTERNS, *TOKENS],
 }
 SLOW_VARIANTS = {
+    "pissa": ["lora.init=pissa", "quantization=null"],
     "loftq dora rslora": ["lora.init=loftq", "lora.dora=true", "lora.rslora=true"],
     "rslora": ["lora.rslora=true", "lora.alpha=8"],
     "dora": ["lora.dora=true"],
