@@ -223,6 +223,19 @@ def test_three_raters_in_one_file_and_the_whole_report(tmp_path: Path, run_cli: 
     assert "position bias: not measured" in out
 
 
+def test_a_rater_without_finite_ratings_of_his_own_stops_no_report(tmp_path: Path, run_cli: RunCli) -> None:
+    path = tmp_path / "people.csv"  # by v2 alone, a never wins
+    path.write_text("question_id,first,second,v1,v2\n1,a,b,1,2\n2,b,a,1,1\n3,a,b,1,2\n4,a,b,3,2\n")
+    run_cli("arena", "import", path, "--out", tmp_path / "people")
+    code, out, err = run_cli("arena", "report", tmp_path / "people", "--rating", "bt", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["ratings"]["method"] == "bt"
+    (pair,) = report["agreement"]["pairs"]
+    assert (pair["tau"], pair["rho"], pair["systems"]) == (None, None, 0)
+    assert pair["kappa"] is not None
+
+
 def test_scores_beside_a_reference_pool_both_orders(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     rows = [

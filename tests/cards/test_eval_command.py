@@ -62,7 +62,7 @@ def test_scores_and_failures_are_written_and_shown(
     assert lines[-1].startswith("failure cases: 3 (")
 
 
-def test_a_rerun_gives_the_same_and_json_is_one_document(
+def test_a_rerun_gives_the_same_even_where_evidence_was_lost_and_json_is_one_document(
     tiny_release: Path, tiny_base: Path, data: Path, run_cli: RunCli
 ) -> None:
     options = (
@@ -81,6 +81,10 @@ def test_a_rerun_gives_the_same_and_json_is_one_document(
     code, out, _ = run_cli("eval", tiny_release, *options)
     first = json.loads(out)
     lines = (tiny_release / FAILURES).read_bytes()
+    (tiny_release / SCORES).unlink()
+    lost, _, err = run_cli("card", tiny_release)
+    assert (lost, "scores.json is listed in adapterhub.json but missing" in err) == (4, True)
+    assert "measured again by `adapterhub eval`" in err
     again = json.loads(run_cli("eval", tiny_release, *options)[1])
     assert code == 0
     assert (tiny_release / FAILURES).read_bytes() == lines

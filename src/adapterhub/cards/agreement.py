@@ -96,7 +96,8 @@ def measure_agreement(
     """How far raters agree item by item and in their ratings of the systems; None with one rater alone.
 
     A rater who judged an item more than once counts with the verdict given most often, with a tie when there
-    is none. ``rate`` turns one rater's judgments into a rating of each system.
+    is none. ``rate`` turns one rater's judgments into a rating of each system, or into nothing when these do
+    not give one.
     """
     choices = {rater: _choices(own) for rater, own in _by_rater(judgments).items()}
     raters = sorted(rater for rater, own in choices.items() if own)

@@ -68,8 +68,8 @@ def read_check(content: Mapping[str, Any], where: str) -> Check:
         check = _CHECK.validate_python(dict(content))
     except ValidationError as err:
         first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{where}: check {key}: {first['msg']}".replace(": :", ":"), _FIX) from err
+        key = ".".join(("check", *(str(part) for part in first["loc"])))
+        raise DataError(f"{where}: {key}: {first['msg']}", _FIX) from err
     if not _can_fail(check, where):
         raise DataError(f"{where}: this {check.type} check passes every answer", "write one that can fail")
     return check

@@ -112,6 +112,18 @@ def rate_by_bradley_terry(judgments: Sequence[Judgment], resamples: int = RESAMP
     return Ratings("bt", ranked, None, len(drawn), resamples - len(drawn))
 
 
+def estimate_by_bradley_terry(judgments: Sequence[Judgment]) -> dict[str, float]:
+    """The ratings of ``rate_by_bradley_terry`` by system, without intervals; none where no finite ones exist.
+
+    Raises DataError when no verdict was parsed.
+    """
+    matches = _Matches.of(judgments)
+    wins = matches.wins_by_question().sum(axis=0)[None]
+    if not _is_connected(wins)[0]:
+        return {}
+    return dict(zip(matches.systems, map(float, _estimate(wins)[0]), strict=True))
+
+
 @dataclass(frozen=True)
 class _Matches:
     """Parsed judgments as arrays of length N; systems and questions by their place in the sorted names."""

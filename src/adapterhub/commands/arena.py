@@ -81,7 +81,11 @@ def report_command(
     from adapterhub.cards.agreement import measure_agreement, measure_position_bias
     from adapterhub.cards.duels import hold_duels
     from adapterhub.cards.judgments import read_arena
-    from adapterhub.cards.ratings import rate_by_bradley_terry, rate_by_elo
+    from adapterhub.cards.ratings import (
+        estimate_by_bradley_terry,
+        rate_by_bradley_terry,
+        rate_by_elo,
+    )
     from adapterhub.cards.relative import compare_with_reference
 
     if rating == "bt" and (k is not None or orderings is not None):
@@ -93,6 +97,8 @@ def report_command(
         return rate_by_elo(judgments, _K if k is None else k, orderings or _ORDERINGS)
 
     def rate_alone(judgments: Sequence[Judgment]) -> Mapping[str, float]:
+        if rating == "bt":
+            return estimate_by_bradley_terry(judgments)
         return {system.system: system.rating for system in rate(judgments).systems}
 
     arena = read_arena(folder)

@@ -115,7 +115,7 @@ def eval_command(
         raise click.UsageError("say what to measure: --data FILE, --probes all or --tasks TASK")
     if precisions and data is None:
         raise click.UsageError("--precisions needs rows: --data FILE")
-    opened = measuring.open_measurable(release)
+    opened = measuring.open_measurable(release, _evidence_made(data, precisions, probes, tasks))
     if precisions and opened.manifest.base and opened.manifest.base.quantization is None:
         raise ReleaseError(f"the base of {release} is not quantized", "leave --precisions out")
     suites = find_suites(probes, seed)
@@ -131,6 +131,19 @@ def eval_command(
     )
     measurement = _measure(opened, wanted, measuring.Base(base, endpoint, allow_base_mismatch))
     click.echo(figures.as_json(opened, measurement) if as_json else figures.as_text(measurement))
+
+
+def _evidence_made(
+    data: Path | None, precisions: bool, probes: tuple[str, ...], tasks: tuple[str, ...]
+) -> list[str]:
+    """The files that a measurement writes from nothing else than what it measures."""
+    from adapterhub.packaging.evidence import SCORES
+    from adapterhub.packaging.precisions import PRECISIONS
+    from adapterhub.packaging.probes import PROBES
+    from adapterhub.packaging.tasks import TASKS
+
+    made = {SCORES: data, PRECISIONS: precisions, PROBES: probes, TASKS: tasks}
+    return [name for name, is_asked in made.items() if is_asked]
 
 
 def find_suites(names: tuple[str, ...], seed: int) -> list[Suite]:

@@ -54,8 +54,9 @@ def list_command(ref: str, endpoint: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([case.model_dump(mode="json") for case in cases], indent=2, ensure_ascii=False))
         return
+    width = max((len(case.failure_class) for case in cases), default=0)
     for case in cases:
-        click.echo(f"{case.id}  {case.failure_class:<13}  since {case.since}  {_asked(case)}")
+        click.echo(f"{case.id}  {case.failure_class:<{width}}  since {case.since}  {_asked(case)}")
     classes = ", ".join(f"{name} {count}" for name, count in count_classes(cases).items())
     click.echo(f"failure cases: {len(cases)}" + (f" ({classes})" if classes else ""), err=True)
 
@@ -159,7 +160,7 @@ def _recorded(release: Release) -> tuple[FailureCase, ...]:
     if cases is None:
         raise ReleaseError(
             f"{release.path} records no failure cases: it was not measured",
-            "measure it with `adapterhub eval`, or name the --cases of another release",
+            "measure it with `adapterhub eval`; `failures run` can ask another's --cases",
         )
     return cases
 

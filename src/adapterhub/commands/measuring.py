@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +62,11 @@ class Loaded:
         return Decoding(max_new_tokens, batch_size, end_tokens(self.tokenizer, self.model), self.context)
 
 
-def open_measurable(path: Path) -> Release:
+def open_measurable(path: Path, anew: Iterable[str] = ()) -> Release:
     """The adapter release in the folder ``path``, whose evidence may be written and whose files are sound.
 
-    A score belongs to the very weights that the manifest lists. Raises ReleaseError, SignatureError.
+    Of ``anew``, the evidence that is measured again anyhow, files may be missing. A score belongs to the very
+    weights that the manifest lists. Raises ReleaseError, SignatureError.
     """
     from adapterhub.cards.words import take_words
     from adapterhub.commands.targets import refuse_cached
@@ -73,6 +75,9 @@ def open_measurable(path: Path) -> Release:
     refuse_cached(path)
     release = Release.open(path)
     refuse_what_cannot_be_measured(release)
+    lost = {name for name in anew if not (path / name).exists()}
+    files = {name: entry for name, entry in release.manifest.files.items() if name not in lost}
+    release = Release(path, release.manifest.model_copy(update={"files": files}))
     release = take_words(release)
     release.check_files()
     return release

@@ -74,7 +74,10 @@ class Release:
         for name in names:
             if not (self.path / name).is_file():
                 what = f"{self.path / name} is listed in {MANIFEST_NAME} but missing"
-                raise SignatureError(what, "take the release again")
+                again = "; evidence of your own is measured again by `adapterhub eval`"
+                raise SignatureError(
+                    what, f"take the release again{again if name.startswith('evidence/') else ''}"
+                )
             if (self.path / name).stat().st_size != listed[name].size:
                 raise self._changed(name)
         digests = dict(known or {})
