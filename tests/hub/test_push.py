@@ -478,13 +478,28 @@ def test_a_hub_that_dies_in_the_middle_of_an_upload(start_hub, tiny_release, tmp
         assert contents(pull("ada/orders", endpoint=server.url).release.path) == contents(tiny_release)
 
 
-def test_a_release_changed_while_it_was_sent_gets_no_version(
+def test_what_was_checked_is_sent_whatever_is_written_meanwhile(
     api, send, repo, tiny_release, monkeypatch
 ) -> None:
-    real = push_module.commit_files
+    real, checked = push_module.commit_files, contents(tiny_release)
 
     def while_it_changes(*args, **options):
         (tiny_release / "adapter_config.json").write_text("{}")
+        return real(*args, **options)
+
+    monkeypatch.setattr(push_module, "commit_files", while_it_changes)
+    send(tiny_release, repo)
+    assert contents(pull(repo, endpoint=api.endpoint).release.path) == checked
+
+
+def test_a_large_file_changed_while_it_was_sent_gets_no_version(
+    api, send, repo, tiny_release, monkeypatch
+) -> None:
+    Release.open(tiny_release).with_files({"evidence/long.json": b" " * (2 << 20)})
+    real = push_module.commit_files
+
+    def while_it_changes(*args, **options):
+        (tiny_release / "evidence/long.json").write_bytes(b"x" * (2 << 20))
         return real(*args, **options)
 
     monkeypatch.setattr(push_module, "commit_files", while_it_changes)

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -79,6 +81,28 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseExcep
     with pytest.raises(error):
         fill_and_fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_holds_stays(tmp_path: Path) -> None:
+    """Each holds a staged folder with a file in it, and is killed there."""
+    hold = (
+        "import sys, time; from pathlib import Path; from adapterhub.packaging.files import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').write_text('x'); print(folder.name, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "release")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as living,
+    ):
+        names = {process: process.stdout.readline().strip() for process in (killed, living)}
+        (tmp_path / ".release.2.abcdefgh.tmp").mkdir()  # another target's
+        killed.kill()
+        killed.wait()
+        with staged_folder(tmp_path / "release") as folder:
+            there = {path.name for path in tmp_path.iterdir()}
+        assert there == {names[living], folder.name, ".release.2.abcdefgh.tmp"}
+        living.kill()
 
 
 @given(st.binary(max_size=300_000))

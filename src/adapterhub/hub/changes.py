@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adapterhub.errors import ManifestError
 from adapterhub.hub.client import RepoType
+from adapterhub.hub.held import HeldFile
 from adapterhub.hub.refs import Ref
 from adapterhub.hub.snapshots import HubFile, download, snapshot_folder
 from adapterhub.packaging.bundles import is_signature, signature_files
@@ -50,15 +51,16 @@ def repo_type_of(release: Release) -> RepoType:
 
 
 def compare_files(
-    api: HfApi, ref: Ref, release: Release, head: Head
+    api: HfApi, ref: Ref, release: Release, head: Head, held: Mapping[str, HeldFile] | None = None
 ) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
     """What becomes of each file, and which files of the repository stay though no release lists them.
 
+    ``held`` are small files of the release as they were checked: they are not read again.
     Raises HubError and its kinds.
     """
     ours = names_of(release)
     listed = _listed_at(api, ref, release, head)
-    changes = [change_of(release, name, head.files.get(name)) for name in ours]
+    changes = [change_of(release, name, head.files.get(name), held) for name in ours]
     changes += [FileChange(name, head.files[name].size, "deleted") for name in listed if name not in ours]
     kept = [
         name for name in head.files if name not in listed and name not in ours and name != ".gitattributes"
@@ -86,15 +88,18 @@ def _listed_at(api: HfApi, ref: Ref, release: Release, head: Head) -> set[str]:
     return {name for name in head.files if name in (*manifest.files, MANIFEST_NAME) or is_signature(name)}
 
 
-def change_of(release: Release, name: str, there: HubFile | None) -> FileChange:
+def change_of(
+    release: Release, name: str, there: HubFile | None, held: Mapping[str, HeldFile] | None = None
+) -> FileChange:
     """What becomes of a file of the release; ``there`` is what the repository holds under its name."""
-    path = release.path / name
-    size = path.stat().st_size
+    path, entry = release.path / name, release.manifest.files.get(name)
+    size = entry.size if entry is not None else path.stat().st_size  # a listed one's was checked already
     if there is None:
         return FileChange(name, size, "new")
-    entry = release.manifest.files.get(name)
-    if there.sha256 is not None and entry is not None:  # checked already, so the manifest's digest will do
+    if there.sha256 is not None and entry is not None:  # and its digest
         same = there.sha256 == entry.sha256
+    elif there.sha256 is None and held is not None and name in held:
+        same = there.blob == held[name].blob
     else:
         same = there.is_content_of(path)
     return FileChange(name, size, "unchanged" if same else "changed")

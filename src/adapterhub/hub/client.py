@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from urllib.parse import quote, urlsplit
 
 from adapterhub.errors import (
     AdapterHubError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 RepoType = Literal["model", "dataset"]
 PUBLIC_HUB: Final = "https://huggingface.co"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST_ANSWER: Final = 20.0  # seconds; huggingface_hub itself would wait for ever, here and below
 _CONNECT: Final = 20.0
 _SILENCE: Final = 180.0  # without a byte either way: a Hub may think about a large commit for a while
@@ -42,23 +45,66 @@ def connect(endpoint: str | None = None, token: str | None = None) -> HfApi:
 
     ``endpoint`` is its address, else $HF_ENDPOINT, else the public Hub; every call made through the client
     goes there. ``token`` is the access token, else $HF_TOKEN or what `hf auth login` stored. Where stderr is
-    no terminal, huggingface_hub shows no progress bars from here on. Raises HubError for an endpoint that is
-    no http address.
+    no terminal, huggingface_hub shows no progress bars once it is used through the client. Raises HubError
+    for an endpoint that is no http address.
     """
-    from huggingface_hub import HfApi
-
     # huggingface_hub reads HF_ENDPOINT once, when it is imported; a caller may have set it since.
     address = (endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC_HUB).rstrip("/")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise HubError(f"{address!r} is not the address of a Hub", "write it like https://huggingface.co")
-    _keep_bars_out_of_files()
-    return HfApi(
-        endpoint=address, token=token or None, library_name="adapterhub", library_version=__version__
+    return cast("HfApi", _LateApi(address, token or None))
+
+
+class _LateApi:
+    """An HfApi that is imported when it is first called: that takes longer than a pull of what is here."""
+
+    library_name: Final = "adapterhub"
+    library_version: Final = __version__
+
+    def __init__(self, endpoint: str, token: str | None) -> None:
+        self.endpoint = endpoint
+        self.token = token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._api, name)
+
+    @cached_property
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi
+
+        keep_bars_out_of_files()
+        return HfApi(
+            endpoint=self.endpoint,
+            token=self.token,
+            library_name=self.library_name,
+            library_version=self.library_version,
+        )
+
+
+def hub_headers(api: HfApi) -> dict[str, str]:
+    """The headers that calls through ``api`` carry: the token, and who is calling."""
+    from huggingface_hub.utils import build_hf_headers
+
+    return build_hf_headers(
+        token=api.token, library_name=api.library_name, library_version=api.library_version
     )
 
 
-def _keep_bars_out_of_files() -> None:
+def _ask(api: HfApi, path: str, timeout: float) -> dict[str, Any]:
+    """What the Hub answers about a repository, as HfApi would ask it; see ``_LateApi`` for why it is not."""
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    answer = get_session().get(f"{api.endpoint}/api/{path}", headers=hub_headers(api), timeout=timeout)
+    hf_raise_for_status(answer)
+    content = answer.json()
+    if not isinstance(content, dict):
+        raise HubError(f"{api.endpoint} answered nonsense about {path}", _NETWORK)
+    return content
+
+
+def keep_bars_out_of_files() -> None:
+    """Have huggingface_hub show no progress bars where stderr is no terminal, unless the user said so."""
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars
 
@@ -95,13 +141,14 @@ def resolve(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Resolved:
         return Resolved(ref.revision, offline=False)
     try:
         with hub_errors(api, ref):
-            info = api.repo_info(ref.repo, repo_type=repo_type, revision=ref.revision, timeout=_FIRST_ANSWER)
+            at = "" if ref.revision is None else f"/revision/{quote(ref.revision, safe='')}"
+            commit = _ask(api, f"{repo_type}s/{ref.repo}{at}", _FIRST_ANSWER).get("sha")
     except Unreachable as err:
         return Resolved(_recall(api, ref, repo_type, err), offline=True)
-    if not info.sha:
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise HubError(f"{api.endpoint} names no commit for {ref}", "check that it is a Hub")
-    _remember(ref, repo_type, info.sha)
-    return Resolved(info.sha, offline=False)
+    _remember(ref, repo_type, commit)
+    return Resolved(commit, offline=False)
 
 
 def look_up(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> ModelInfo | DatasetInfo | None:
@@ -122,16 +169,18 @@ def look_up(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> ModelInfo | 
 def list_tags(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> dict[str, str]:
     """The tags of a repository on the Hub: name to commit. Raises RefError, AuthError, HubError."""
     with hub_errors(api, ref.repo):
-        found = api.list_repo_refs(ref.repo, repo_type=repo_type).tags
-    return {tag.name: tag.target_commit for tag in found}
+        content = _ask(api, f"{repo_type}s/{ref.repo}/refs", _SILENCE)
+    try:
+        return {str(tag["name"]): str(tag["targetCommit"]) for tag in content["tags"]}
+    except (LookupError, TypeError) as err:
+        raise HubError(f"{api.endpoint} answered nonsense about {ref.repo}", _NETWORK) from err
 
 
 def repo_cache(repo: str, repo_type: RepoType = "model") -> Path:
     """The folder of the Hugging Face cache that holds a repository."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repo, repo_type=repo_type)
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"{repo_type}s--{repo.replace('/', '--')}"
 
 
 def _recall(api: HfApi, ref: Ref, repo_type: RepoType, err: Unreachable) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from adapterhub.errors import AdapterHubError, HubError
-from adapterhub.hub.client import RepoType, hub_errors, repo_cache
+from adapterhub.hub.client import RepoType, hub_errors, hub_headers, keep_bars_out_of_files, repo_cache
 from adapterhub.hub.contents import Content, Digest
 from adapterhub.hub.refs import Ref
 
@@ -121,6 +121,7 @@ def _shown(progress: Progress | None, files: Mapping[str, Content]) -> Iterator[
         return
     from huggingface_hub.utils import tqdm
 
+    keep_bars_out_of_files()
     words = f"{len(files)} files" if len(files) > 1 else next(iter(files))
     with tqdm(total=total, desc=words, unit="B", unit_scale=True, name="adapterhub.download") as bar:
         yield _Tally(total, lambda done, _: bar.update(done - bar.n))
@@ -212,15 +213,11 @@ class _Download:
     def _receive(self, file: BinaryIO, digest: Digest) -> Digest:
         """One request for the rest of ``file``."""
         from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+        from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 
         have = file.tell()
-        headers = build_hf_headers(
-            token=self.api.token,
-            library_name=self.api.library_name,
-            library_version=self.api.library_version,
-        )
-        headers |= {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        headers = hub_headers(self.api) | {"Accept-Encoding": "identity"}
+        headers |= {"Range": f"bytes={have}-"} if have else {}
         url = hf_hub_url(
             self.ref.repo,
             self.name,

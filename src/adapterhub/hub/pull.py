@@ -29,6 +29,7 @@ from adapterhub.packaging.bundles import is_signature, signature_files
 from adapterhub.packaging.files import sha256_file, staged_folder
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest
 from adapterhub.packaging.release import Release
+from adapterhub.packaging.temporary import remove_leftovers
 from adapterhub.packaging.verification import Checked, check_release
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ def _copy(folder: Path, out: Path, files: Sequence[str]) -> Path:
     unchanged."""
     if _holds(out, folder):
         Release.open(out).check_files(files)
+        remove_leftovers(out)
         return out
     names = [MANIFEST_NAME, *files, *signature_files(folder)]
     try:

@@ -22,6 +22,7 @@ from adapterhub.hub.changes import (
     repo_type_of,
 )
 from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
+from adapterhub.hub.held import HeldFile, hold_small_files
 from adapterhub.hub.history import check_unused, state_version
 from adapterhub.hub.proposals import find_proposals, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
@@ -105,26 +106,28 @@ def push(
     ref = parse_ref(repo)
     if ref.revision is not None:
         raise RefError(f"{repo!r} names a revision", f"push to {ref.repo}: the version is the release's own")
-    release = Release.open(release.path)  # as it is now, whatever was done since it was opened
-    signer = check_release(release.path, publisher=ref.repo).signer
+    held = hold_small_files(release.path, release.manifest.files)
+    known = {name: file.sha256 for name, file in held.items()}
+    checked = check_release(release.path, publisher=ref.repo, known=known)
+    release, signer = checked.release, checked.signer  # as it is now, whatever was done since it was opened
     api, delivery = connect(endpoint, token), delivery or Delivery()
     tag = tag_of(release.manifest.version)
     head = _look(api, ref, delivery, repo_type_of(release))
     if head.commit is None and not dry_run:
         head = _create(api, ref, delivery, repo_type_of(release))
     if tag in head.tags:
-        return _check_same(api, ref, release, tag, head, signer)
+        return _check_same(api, ref, release, tag, head, signer, held)
     _check_order(release.manifest.version, head.tags)
     check_unused(api, ref, release, head.branches, repo_type_of(release))
-    changes, kept = compare_files(api, ref, release, head)
+    changes, kept = compare_files(api, ref, release, head, held)
     there = all(change.change == "unchanged" for change in changes)
     if dry_run:
         commit = head.commit if there else None
         url = _url(api, ref, release, commit)
         return Pushed(ref.repo, tag, "dry run", commit, url, changes, kept, signer)
     if delivery.as_pull_request and not there:
-        return _propose(api, ref, release, head, changes, kept, delivery, signer)
-    commit = head.commit if there else _commit(api, ref, release, head, changes, delivery)[0]
+        return _propose(api, ref, release, head, changes, kept, delivery, signer, held)
+    commit = head.commit if there else _commit(api, ref, release, head, changes, delivery, held)[0]
     assert commit is not None  # the repository is there by now
     _tag(api, ref, release, tag, commit)
     outcome: Outcome = "tagged" if there else "pushed"
@@ -161,7 +164,13 @@ def _look(api: HfApi, ref: Ref, delivery: Delivery, repo_type: RepoType) -> Head
 
 
 def _check_same(
-    api: HfApi, ref: Ref, release: Release, tag: str, head: Head, signer: Signer | None
+    api: HfApi,
+    ref: Ref,
+    release: Release,
+    tag: str,
+    head: Head,
+    signer: Signer | None,
+    held: Mapping[str, HeldFile],
 ) -> Pushed:
     """What a push does whose version is there: nothing, if it is the same release. Raises VersionError if
     not."""
@@ -171,7 +180,7 @@ def _check_same(
             target = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha or target
         head = replace(head, commit=target, files=list_files(api, at_tag, target, repo_type))
     commit = head.commit
-    changes, kept = compare_files(api, at_tag, release, head)
+    changes, kept = compare_files(api, at_tag, release, head, held)
     different = [change.name for change in changes if change.change != "unchanged"]
     if different:
         raise VersionError(
@@ -197,7 +206,13 @@ def _check_order(version: str, tags: Mapping[str, str]) -> None:
 
 
 def _commit(
-    api: HfApi, ref: Ref, release: Release, head: Head, changes: Iterable[FileChange], delivery: Delivery
+    api: HfApi,
+    ref: Ref,
+    release: Release,
+    head: Head,
+    changes: Iterable[FileChange],
+    delivery: Delivery,
+    held: Mapping[str, HeldFile],
 ) -> tuple[str, str]:
     """Send what changed, in one commit onto the head that was looked at -> the commit, and its address."""
     repo_type, parent = repo_type_of(release), head.commit
@@ -222,6 +237,7 @@ def _commit(
             branch=delivery.branch,
             as_pull_request=delivery.as_pull_request,
             digests=digests,
+            held=held,
             repo_type=repo_type,
         )
     except ConflictError as err:
@@ -231,7 +247,7 @@ def _commit(
             return now.commit, _url(api, ref, release, now.commit)  # an earlier push's, on its way till now
         raise who_moved(api, ref, delivery.branch, parent, repo_type) or err from err
     commit = str(made.oid)
-    _check_arrived(api, ref, release, commit)
+    _check_arrived(api, ref, release, commit, held)
     return commit, str(made.pr_url or made.commit_url)
 
 
@@ -244,6 +260,7 @@ def _propose(
     kept: tuple[str, ...],
     delivery: Delivery,
     signer: Signer | None,
+    held: Mapping[str, HeldFile],
 ) -> Pushed:
     """Make a pull request of the release, or find the one that an earlier push has made."""
     repo_type, tag = repo_type_of(release), tag_of(release.manifest.version)
@@ -254,7 +271,7 @@ def _propose(
             return Pushed(
                 ref.repo, tag, "already there", proposal.commit, proposal.url, compared, kept, signer
             )
-    commit, url = _commit(api, ref, release, head, changes, delivery)
+    commit, url = _commit(api, ref, release, head, changes, delivery, held)
     return Pushed(ref.repo, tag, "proposed", commit, url, changes, kept, signer)
 
 
@@ -262,14 +279,18 @@ def _message(release: Release, delivery: Delivery) -> str:
     return delivery.message or f"Release {release.manifest.name} {release.manifest.version}"
 
 
-def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str) -> None:
+def _check_arrived(api: HfApi, ref: Ref, release: Release, commit: str, held: Mapping[str, HeldFile]) -> None:
     """Raise when the commit is not the release that was checked: before it has a version, that can be
-    mended. HubError for what arrived otherwise, SignatureError for what was changed here meanwhile."""
+    mended. HubError for what arrived otherwise, SignatureError for what was changed here meanwhile.
+
+    What is ``held`` is compared as it was checked; other files that git holds are hashed once more."""
     there = list_files(api, ref, commit, repo_type_of(release))
-    in_git = [name for name, file in there.items() if file.sha256 is None and name in release.manifest.files]
-    release.check_files(only=in_git)
+    in_git = {name for name, file in there.items() if file.sha256 is None}
+    release.check_files(only=in_git & release.manifest.files.keys() - held.keys())
     wrong = sorted(
-        name for name in names_of(release) if change_of(release, name, there.get(name)).change != "unchanged"
+        name
+        for name in names_of(release)
+        if change_of(release, name, there.get(name), held).change != "unchanged"
     )
     if wrong:
         raise HubError(

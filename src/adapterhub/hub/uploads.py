@@ -9,16 +9,16 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from adapterhub.errors import HubError, ReleaseError
-from adapterhub.hub.client import PUBLIC_HUB, RepoType, hub_errors
+from adapterhub.errors import HubError, ReleaseError, SignatureError
+from adapterhub.hub.client import PUBLIC_HUB, RepoType, hub_errors, hub_headers
+from adapterhub.hub.held import HeldFile, hold_small_files
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-_READ_UP_TO: Final = 1 << 20  # bytes
 _ASK_FROM: Final = 1 << 20  # bytes altogether: for less no Hub is asked whether it speaks Xet
 
 
@@ -34,6 +34,7 @@ def commit_files(
     branch: str = "main",
     as_pull_request: bool = False,
     digests: Mapping[str, str] | None = None,
+    held: Mapping[str, HeldFile] | None = None,
     repo_type: RepoType = "model",
 ) -> CommitInfo:
     """Add or replace files and delete others in one commit onto ``parent``, the head of ``branch``.
@@ -41,22 +42,31 @@ def commit_files(
     ``as_pull_request`` leaves the branch alone: the commit becomes a pull request against it.
 
     Files whose content the Hub has already are not sent. ``digests`` is the sha256 of files that were just
-    hashed: they are not hashed again, and a Hub refuses a large one that is something else by now. Raises
-    ConflictError when the branch has moved from ``parent``, ReleaseError when the Hub refuses the card's
-    metadata, AuthError, HubError.
+    hashed: large ones are not hashed again, and a Hub refuses one that is something else by now. ``held`` are
+    small ones as they were hashed: these bytes are sent (but not through Xet). Raises SignatureError for
+    another small one that has changed, ConflictError when the branch has moved from ``parent``, ReleaseError
+    when the Hub refuses the card's metadata, AuthError, HubError.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    digests = digests or {}
     with ExitStack() as stack:
         stack.enter_context(hub_errors(api, repo))
-        additions = [CommitOperationAdd(name, path) for name, path in add.items()]
-        for addition in additions:
-            if digest := (digests or {}).get(addition.path_in_repo):
-                addition.upload_info.sha256 = bytes.fromhex(digest)
-        if not _speaks_xet(api, repo, repo_type, branch, add.values()):
+        small: dict[str, HeldFile] = {}
+        by_stream = not _speaks_xet(api, repo, repo_type, branch, add.values())
+        if by_stream:
             stack.enter_context(_without_hint_of_xet())
-            for addition in additions:
-                addition.path_or_fileobj = stack.enter_context(_as_stream(add[addition.path_in_repo]))
+            small = _small_files(add, held or {}, digests)
+        additions = [
+            CommitOperationAdd(name, BytesIO(small[name].data) if name in small else str(path))
+            for name, path in add.items()
+        ]
+        for addition in additions:
+            name = addition.path_in_repo
+            if name in digests and name not in small:
+                addition.upload_info.sha256 = bytes.fromhex(digests[name])
+            if by_stream and name not in small:  # what is opened never goes through Xet
+                addition.path_or_fileobj = stack.enter_context(add[name].open("rb"))
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationDelete(name) for name in delete),
             *additions,
@@ -74,12 +84,21 @@ def commit_files(
         )
 
 
-def _as_stream(path: Path) -> BinaryIO:
-    """A file as huggingface_hub never sends it through Xet, even with hf_xet installed: opened.
-
-    Small ones are read, for a process may not have thousands of files open.
-    """
-    return path.open("rb") if path.stat().st_size > _READ_UP_TO else BytesIO(path.read_bytes())
+def _small_files(
+    add: Mapping[str, Path], held: Mapping[str, HeldFile], digests: Mapping[str, str]
+) -> dict[str, HeldFile]:
+    """The small ones of the files: a process may not have thousands of files open."""
+    files = {name: held[name] for name in add.keys() & held.keys()}
+    for name in add.keys() - files.keys():
+        if found := hold_small_files(add[name].parent, [add[name].name]):
+            files[name] = found[add[name].name]
+    for name, file in files.items():
+        if digests.get(name, file.sha256) != file.sha256:
+            raise SignatureError(
+                f"{add[name]} changed after it was checked",
+                "push again, and leave the folder alone meanwhile",
+            )
+    return files
 
 
 def _speaks_xet(api: HfApi, repo: str, repo_type: RepoType, branch: str, files: Iterable[Path]) -> bool:
@@ -90,7 +109,7 @@ def _speaks_xet(api: HfApi, repo: str, repo_type: RepoType, branch: str, files: 
     chooses where files are written here.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import get_session
 
     if api.endpoint == PUBLIC_HUB:
         return True
@@ -100,9 +119,7 @@ def _speaks_xet(api: HfApi, repo: str, repo_type: RepoType, branch: str, files: 
         return False
     answer = get_session().get(
         f"{api.endpoint}/api/{repo_type}s/{repo}/xet-write-token/{quote(branch, safe='')}",
-        headers=build_hf_headers(
-            token=api.token, library_name=api.library_name, library_version=api.library_version
-        ),
+        headers=hub_headers(api),
     )
     address = answer.headers.get("X-Xet-Cas-Url", "")
     return answer.status_code == 200 and address.startswith(("http://", "https://"))

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.temporary import temporary_beside
 
 MANIFEST_NAME = "adapterhub.json"
 _MAX_PATH_CHARS = 512
 _WORTH_A_THREAD = 1 << 20  # bytes
+_NO_NAMES = frozenset(("", ".", ".."))
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,17 +46,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 def staged_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that becomes ``target`` when the block ends well, else is removed.
 
-    Raises ReleaseError as ``check_target`` does.
+    What a killed process left there goes first. Raises ReleaseError as ``check_target`` does.
     """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield staging
-        publish_folder(staging, target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with temporary_beside(target) as staging:
+        try:
+            yield staging
+            publish_folder(staging, target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def check_target(target: Path) -> None:
@@ -118,7 +120,7 @@ def check_relative_path(path: str) -> str:
         raise ValueError(f"{path!r} is not a relative path with forward slashes")
     if not path.isprintable():
         raise ValueError(f"{path!r} holds control or invisible characters")
-    if any(part in ("", ".", "..") for part in path.split("/")):
+    if not _NO_NAMES.isdisjoint(path.split("/")):
         raise ValueError(f"{path!r} has an empty, '.' or '..' part")
     return path
 
@@ -135,7 +137,8 @@ def list_files(folder: Path) -> list[str]:
             raise err
 
     for root, _dirs, names in os.walk(folder, onerror=refuse):
-        found += [(Path(root) / name).relative_to(folder).as_posix() for name in names]
+        inside = Path(root).relative_to(folder).as_posix()
+        found += [name if inside == "." else f"{inside}/{name}" for name in names]
     return sorted(found)
 
 

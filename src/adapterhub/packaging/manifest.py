@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -31,7 +32,8 @@ SemVer = Annotated[str, Field(pattern=_SEMVER)]
 class Frozen(BaseModel):
     """A value: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are built when they are first used: a command needs few of all models.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Quantization(Frozen):
@@ -224,35 +226,19 @@ class Manifest(Frozen):
 
         Raises ManifestError for anything that is not a valid manifest of this schema version.
         """
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise ManifestError(
-                f"{where} is {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}",
-                "ask its maker for a sound one",
-            )
-        try:
-            content = json.loads(data, object_pairs_hook=_no_duplicate_keys)
-        except (ValueError, RecursionError) as err:
-            raise ManifestError(
-                f"{where} is not valid JSON: {err}", "take the release from its source again"
-            ) from err
-        found = content.get("schema_version") if isinstance(content, dict) else None
-        if isinstance(found, int) and found > SCHEMA_VERSION:
-            raise ManifestError(
-                f"{where} has schema version {found}; this adapterhub reads up to {SCHEMA_VERSION}",
-                "upgrade: pip install -U adapterhub",
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as err:
-            first = err.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "the top level"
-            raise ManifestError(
-                f"{where}: {key}: {first['msg']}", "take the release from its source again, or re-create it"
-            ) from err
+        return _parse(data, where)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read ``folder/adapterhub.json``. Raises ManifestError when it is missing or malformed."""
+        return _parse(cls.read_bytes(folder), str(folder / MANIFEST_NAME))
+
+    @staticmethod
+    def read_bytes(folder: Path) -> bytes:
+        """``folder/adapterhub.json`` as it lies there, at most one byte over the limit.
+
+        Raises ManifestError when it is missing.
+        """
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
             raise ManifestError(f"{folder}: no such folder", "check the path of the release")
@@ -262,7 +248,36 @@ class Manifest(Frozen):
                 "name a folder that `adapterhub train`, `merge` or `pull` made",
             )
         with path.open("rb") as file:
-            return cls.from_bytes(file.read(MAX_MANIFEST_BYTES + 1), str(path))
+            return file.read(MAX_MANIFEST_BYTES + 1)
+
+
+@lru_cache(maxsize=2)  # one command reads the same manifest in several places
+def _parse(data: bytes, where: str) -> Manifest:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{where} is {len(data)} bytes, over the limit of {MAX_MANIFEST_BYTES}",
+            "ask its maker for a sound one",
+        )
+    try:
+        content = json.loads(data, object_pairs_hook=_no_duplicate_keys)
+    except (ValueError, RecursionError) as err:
+        raise ManifestError(
+            f"{where} is not valid JSON: {err}", "take the release from its source again"
+        ) from err
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(found, int) and found > SCHEMA_VERSION:
+        raise ManifestError(
+            f"{where} has schema version {found}; this adapterhub reads up to {SCHEMA_VERSION}",
+            "upgrade: pip install -U adapterhub",
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as err:
+        first = err.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise ManifestError(
+            f"{where}: {key}: {first['msg']}", "take the release from its source again, or re-create it"
+        ) from err
 
 
 def parse_version(text: str) -> PyPIVersion:

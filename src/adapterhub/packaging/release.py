@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,13 +73,14 @@ class Release:
                 )
         names = sorted(listed if only is None else only)
         for name in names:
-            if not (self.path / name).is_file():
+            size = _file_size(self.path / name)
+            if size is None:
                 what = f"{self.path / name} is listed in {MANIFEST_NAME} but missing"
                 again = "; evidence of your own is measured again by `adapterhub eval`"
                 raise SignatureError(
                     what, f"take the release again{again if name.startswith('evidence/') else ''}"
                 )
-            if (self.path / name).stat().st_size != listed[name].size:
+            if size != listed[name].size:
                 raise self._changed(name)
         digests = dict(known or {})
         digests |= sha256_files(self.path, [name for name in names if name not in digests])
@@ -145,6 +147,15 @@ def seal_folder(folder: Path, draft: Manifest, known: Mapping[str, FileEntry] | 
     }
     manifest = Manifest.from_bytes(draft.model_copy(update={"files": files}).to_bytes())
     (folder / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+
+
+def _file_size(path: Path) -> int | None:
+    """Bytes; None where there is no file."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _some(names: list[str]) -> str:

@@ -55,7 +55,7 @@ def _check_pattern(pattern: str) -> str:
 class Entry(BaseModel):
     """One ``[[trust]]`` of a trust file: exactly one of ``key``, ``certificate`` and ``identity``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     publisher: Annotated[str, AfterValidator(_check_pattern)] | None = None
     """``owner/*``, ``owner/name`` (``*`` and ``?`` stand for any characters), or ``*`` for everything,
@@ -123,7 +123,7 @@ class Entry(BaseModel):
 class TrustFile(BaseModel):
     """The content of a trust file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     schema_version: Literal[1] = 1
     trust: tuple[Entry, ...] = ()

@@ -113,10 +113,8 @@ def checked_digests(
 
     Raises SignatureError for a file that is not, ManifestError when ``folder`` is no release.
     """
-    release = Release(folder, Manifest.read(folder))
-    manifest = (folder / MANIFEST_NAME).read_bytes()
-    if Manifest.from_bytes(manifest, str(folder / MANIFEST_NAME)) != release.manifest:
-        raise SignatureError(f"{folder / MANIFEST_NAME} changed while it was read", "do it again")
+    manifest = Manifest.read_bytes(folder)
+    release = Release(folder, Manifest.from_bytes(manifest, str(folder / MANIFEST_NAME)))
     release.check_files(only, known=known)
     digests = {name: entry.sha256 for name, entry in release.manifest.files.items()}
     digests[MANIFEST_NAME] = sha256(manifest).hexdigest()

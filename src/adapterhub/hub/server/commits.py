@@ -220,6 +220,7 @@ class _BlobWriter:
     """Writes blobs: a few as loose objects, many as packs, in bounded memory."""
 
     def __init__(self, repository: Repository) -> None:
+        self._repository = repository
         self._objects = repository.objects
         self._waiting: dict[bytes, Blob] = {}
         self._bytes = 0
@@ -228,6 +229,7 @@ class _BlobWriter:
         blob = Blob.from_string(data)
         if blob.id not in self._waiting and blob.id not in self._objects:
             self._waiting[blob.id] = blob
+            self._repository.note_blob(blob.id, data)
             self._bytes += len(data)
             if self._bytes > _PACK_BYTES:
                 self.finish()

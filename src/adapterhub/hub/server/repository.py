@@ -280,16 +280,16 @@ class Repository:
         self.objects.add_object(blob)
         return blob.id
 
-    def _facts(self, oid: bytes) -> tuple[int, Pointer | None]:
-        key = oid.decode()
-        facts = _blob_facts.get(key)
-        if facts is None:
-            data = self.objects.get_raw(oid)[1]
-            facts = (len(data), parse_pointer(data))
-            if len(_blob_facts) >= _BLOB_FACTS_MAX:
-                _blob_facts.clear()
-            _blob_facts[key] = facts
+    def note_blob(self, oid: bytes, data: bytes) -> tuple[int, Pointer | None]:
+        """Remember of a blob what listings tell: it need not be read for them."""
+        facts = (len(data), parse_pointer(data))
+        if len(_blob_facts) >= _BLOB_FACTS_MAX:
+            _blob_facts.clear()
+        _blob_facts[oid.decode()] = facts
         return facts
+
+    def _facts(self, oid: bytes) -> tuple[int, Pointer | None]:
+        return _blob_facts.get(oid.decode()) or self.note_blob(oid, self.objects.get_raw(oid)[1])
 
 
 def parse_pointer(data: bytes) -> Pointer | None:
