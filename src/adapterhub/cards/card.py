@@ -67,6 +67,15 @@ class AdapterFacts(BaseModel):
     """The update is scaled by alpha / rank."""
     target_modules: frozenset[str] | str | None = None
     """Names of the layers that have an adapter."""
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
+    """Rows of embeddings and head that the adapter fills, by module."""
+
+    @property
+    def token_rows(self) -> int:
+        """How many rows the embeddings need for the tokens that the adapter trains; 0: it trains none."""
+        listed = self.trainable_token_indices or []
+        numbers = [row for rows in listed.values() for row in rows] if isinstance(listed, dict) else listed
+        return max(numbers, default=-1) + 1
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def check_complete(done: Round, where: str) -> None:
     reasons = "; ".join(f"{reason} ({count:,})" for reason, count in done.failures.most_common(3))
     raise AdapterHubError(
         f"{missing:,} of {done.asked:,} judgments are missing in {where}: {reasons}",
-        "run the same command again: it asks only for what is missing",
+        "run the same command again: it asks only for what is missing; or name a judge that can answer those",
     )
 
 

@@ -13,10 +13,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[StageReport]:
-    """A function to report to: a live bar a stage on a terminal, a plain line now and then elsewhere."""
+def progress_on_stderr(things: str = "rows") -> Iterator[StageReport]:
+    """A function to report to: a live bar a stage on a terminal, a plain line now and then elsewhere.
+
+    ``things`` is what is counted, in the plural.
+    """
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _lines(things)
         return
     from rich.console import Console
     from rich.progress import (
@@ -32,7 +35,7 @@ def progress_on_stderr() -> Iterator[StageReport]:
         TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("rows"),
+        TextColumn(things),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -47,7 +50,7 @@ def progress_on_stderr() -> Iterator[StageReport]:
         yield report
 
 
-def _lines() -> StageReport:
+def _lines(things: str) -> StageReport:
     """Prints the end of each stage, and a line every ten seconds on the way."""
     last = time.monotonic()
 
@@ -56,6 +59,6 @@ def _lines() -> StageReport:
         now = time.monotonic()
         if done == total or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
-            print(f"{stage}: {done} of {total} rows", file=sys.stderr, flush=True)
+            print(f"{stage}: {done} of {total} {things}", file=sys.stderr, flush=True)
 
     return report

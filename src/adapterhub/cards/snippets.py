@@ -89,6 +89,7 @@ def _render(block: str, card: Card) -> str:
             "adapter_rank": _vllm_rank(card),
             "revision": card.base.revision if is_pinned(card) else None,
             "pinned": is_pinned(card),
+            "token_rows": card.adapter.token_rows if card.adapter else 0,
             "quantization": card.base.quantization,
             "messages": _format_messages(example.messages if example else _GREETING),
             "max_new_tokens": decoding.get("max_new_tokens", _NEW_TOKENS),

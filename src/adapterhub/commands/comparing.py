@@ -89,7 +89,7 @@ def measure_fidelity(a: Side, b: Side, text: MeasuredText, survival: float | Non
     from adapterhub.trainer.hardware import detect_hardware
 
     began = time.perf_counter()
-    with progress_on_stderr() as report:
+    with progress_on_stderr("texts") as report:
         figures = compare_models(
             a.model, b.model, text.texts, report=lambda done, total: report("comparing", done, total)
         )

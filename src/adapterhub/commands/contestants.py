@@ -138,7 +138,7 @@ def _generate(contest: Contest, contestant: Contestant, setting: Setting) -> Non
                 "leave that question out",
             )
     portion = _KEPT_AT_ONCE * setting.batch_size
-    with progress_on_stderr() as report:
+    with progress_on_stderr("questions") as report:
         for start in range(0, len(tasks), portion):
             tell = partial(_tell, report, contestant.name, start, len(tasks))
             answers = generate_answers(model, tokenizer, posed[start : start + portion], decoding, tell)

@@ -126,7 +126,7 @@ def judge_command(
         setting = Setting(max_new_tokens, batch_size, base, endpoint)
         contest, names = _open_contest((a, b), questions, out, setting)
         it: Judge = api or load_judge(judge, Setting(judge_tokens, batch_size, None, endpoint))
-        with progress_on_stderr() as report:
+        with progress_on_stderr("prompts") as report:
             done = run_judge(contest, *names, it, lambda at, total: report("judging", at, total))
         _tell_judged(contest, names, it, done)
         check_complete(done, str(out))

@@ -192,7 +192,7 @@ def _ask_again(
     from adapterhub.cards.progress import progress_on_stderr
     from adapterhub.cards.replay import replay
 
-    with progress_on_stderr() as report:
+    with progress_on_stderr("cases") as report:
         return replay(
             model,
             tokenizer,

@@ -160,7 +160,7 @@ def refit_move(move: Move, scratch: Path) -> Outcome:
     if move.calibrated:
         live, _tokenizer = load_release(move.release, move.old.folder)
     fits: dict[str, Fit] = {}
-    with progress_on_stderr() as report:
+    with progress_on_stderr("layers") as report:
         for layers, moments in _moments(move, live):
             for fit in refit_layers(move.adapter, move.old, move.new, moments, layers):
                 fits[fit.report.name] = fit
@@ -204,7 +204,7 @@ def _measure(move: Move, live: Any, refitted: Path) -> tuple[FidelityFigures, Fi
         model = PeftModel.from_pretrained(plain, str(move.release.path), adapter_name="as_it_was").eval()
         model.load_adapter(str(refitted), adapter_name="refitted")
     figures = []
-    with progress_on_stderr() as report:
+    with progress_on_stderr("texts") as report:
         for name in ("as_it_was", "refitted"):
             model.set_adapter(name)
             told = partial(report, name.replace("_", " "))

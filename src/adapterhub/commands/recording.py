@@ -185,7 +185,8 @@ def mine_command(
         found += asking.probe_failures(loaded, asking.measure_probes(loaded, suites, batch_size), ())
     chosen = choose_cases(found, known, each)
     opened.with_files({FAILURES: to_jsonl([*known, *chosen])})
-    click.echo(f"{len(found)} of what was asked fails; {len(chosen)} new cases are recorded", err=True)
+    words = "case is" if len(chosen) == 1 else "cases are"
+    click.echo(f"{len(found)} of what was asked fails; {len(chosen)} new {words} recorded", err=True)
     if as_json:
         click.echo(
             json.dumps([case.model_dump(mode="json") for case in chosen], indent=2, ensure_ascii=False)
