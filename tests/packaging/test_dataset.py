@@ -110,6 +110,21 @@ def test_duplicates_lengths_and_overlap_are_counted(tmp_path: Path, write_jsonl:
     assert (lengths.unit, lengths.rows, lengths.upper, lengths.longest) == ("words", (4,), (32,), 17)
 
 
+def test_what_is_compared_a_piece_at_a_time_is_found_all_the_same(
+    tmp_path: Path, write_jsonl: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many rows that say one thing fall into one bucket, which is read three records at a time."""
+    said = [f"{number % 4} " + " ".join(WORDS[:14]) for number in range(23)] + ["alone", "alone too"]
+    train = write_jsonl(tmp_path / "train.jsonl", [chat(text) for text in said])
+    test = write_jsonl(tmp_path / "held.jsonl", [chat(text) for text in (*said[2:12], "never")])
+    whole = evidence_of(build(tmp_path / "whole", train, test))
+    monkeypatch.setattr("adapterhub.packaging.dataset.bits.PIECE", 3)
+    assert evidence_of(build(tmp_path / "pieces", train, test)) == whole
+    assert whole.duplicates.repeated == {"train": 19, "test": 6}
+    assert whole.duplicates.test_in_train == 10
+    assert (whole.overlaps[0].found, whole.overlaps[0].train_rows) == (10, 23)
+
+
 def test_a_share_for_the_test_split_stays_put_when_rows_are_added(
     tmp_path: Path, write_jsonl: Callable
 ) -> None:

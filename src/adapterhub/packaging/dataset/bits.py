@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BUCKETS = 64
+PIECE = 1 << 20
+"""Records of a bucket that are read at once, however many it holds."""
 
 
 class Bits:
@@ -38,10 +41,24 @@ class Bits:
         return found[:most]
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """One file of records: any number of them, read a piece of bounded size at a time."""
+
+    path: Path
+    dtype: np.dtype[Any]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        """The pieces, in the order in which the records were added."""
+        size = PIECE * self.dtype.itemsize
+        for start in range(0, self.path.stat().st_size, size):
+            yield np.fromfile(self.path, self.dtype, count=PIECE, offset=start)
+
+
 class Spool:
     """Records on the disk in 64 files, by the topmost bits of their field ``hash`` (uint64).
 
-    Equal hashes share a file, so that what belongs together is found by reading one file at a time.
+    Equal hashes share a file, so that what belongs together is found by comparing the pieces of one file.
     """
 
     def __init__(self, folder: Path, fields: list[tuple[str, type]]) -> None:
@@ -66,11 +83,10 @@ class Spool:
                 file.write(records[start:end].tobytes())
             start = end
 
-    def buckets(self) -> Iterator[NDArray[Any]]:
-        """The records of each file, in the order they came; nothing can be added any more."""
+    def buckets(self) -> list[Bucket]:
+        """The files; nothing can be added any more."""
         self._stack.close()
-        for path in self._paths:
-            yield np.fromfile(path, dtype=self._dtype)
+        return [Bucket(path, self._dtype) for path in self._paths]
 
     def close(self) -> None:
         self._stack.close()

@@ -83,16 +83,10 @@ class Overlaps:
         """What was found, a record for each body of tests in the order they were noted."""
         found = [Bits(max(it.texts, 1)) for it in self._references]
         hit = [Bits(max(self._train_rows, 1)) for _ in self._references]
-        for tests, train in zip(self._tests.buckets(), self._train.buckets(), strict=True):
-            shared = np.intersect1d(tests["hash"], train["hash"])
-            if not len(shared):
-                continue
-            tests = tests[np.isin(tests["hash"], shared)]
-            train = train[np.isin(train["hash"], shared)]
-            for index in np.unique(tests["reference"]).tolist():
-                ours = tests[tests["reference"] == index]
-                found[index].add(ours["text"])
-                hit[index].add(train["row"][np.isin(train["hash"], ours["hash"])])
+        for test_bucket, train_bucket in zip(self._tests.buckets(), self._train.buckets(), strict=True):
+            for tests in test_bucket:
+                for train in train_bucket:
+                    _join(tests, train, found, hit)
         return tuple(
             Overlap(
                 name=it.name,
@@ -122,6 +116,19 @@ class Overlaps:
         self._tests.add(hashes, reference=self._references.index(reference), text=numbers)
         reference.texts += len(texts)
         reference.short += sum(len(words) < SEQUENCE for words in texts)
+
+
+def _join(tests: NDArray[Any], train: NDArray[Any], found: Sequence[Bits], hit: Sequence[Bits]) -> None:
+    """Note, for each body of tests, which of its texts and which train rows share a hash."""
+    shared = np.intersect1d(tests["hash"], train["hash"])
+    if not len(shared):
+        return
+    tests = tests[np.isin(tests["hash"], shared)]
+    train = train[np.isin(train["hash"], shared)]
+    for index in np.unique(tests["reference"]).tolist():
+        ours = tests[tests["reference"] == index]
+        found[index].add(ours["text"])
+        hit[index].add(train["row"][np.isin(train["hash"], ours["hash"])])
 
 
 def _positions(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -74,11 +74,15 @@ _SECRET_MARKS = (
 )
 
 
+def _holds_digit(text: str) -> bool:
+    return any(digit in text for digit in "0123456789")  # many times as fast as a pattern
+
+
 def _may_hold_secret(text: str) -> bool:
     return any(mark in text for mark in _SECRET_MARKS)
 
 
-# kind, whether a text needs to be searched at all, pattern, and a check of what it found
+# kind, whether a text with or without digits needs to be searched at all, pattern, a check of what it found
 _KINDS: tuple[tuple[str, Callable[[str], object], re.Pattern[str], Callable[[str], bool]], ...] = (
     (
         "e-mail address",
@@ -131,6 +135,9 @@ _KINDS: tuple[tuple[str, Callable[[str], object], re.Pattern[str], Callable[[str
 )
 
 
+_WITHOUT_DIGITS = ("e-mail address", "access token or private key")
+
+
 class PersonalDataSearch:
     """Counts the rows in which each pattern is found."""
 
@@ -156,8 +163,11 @@ class PersonalDataSearch:
 
 def find_personal_data(text: str) -> list[str]:
     """The kinds of personal or secret data that something in ``text`` has the shape of."""
+    digits = _holds_digit(text)
     return [
         kind
         for kind, needs, pattern, check in _KINDS
-        if needs(text) and any(check(found[0]) for found in pattern.finditer(text))
+        if (digits or kind in _WITHOUT_DIGITS)
+        and needs(text)
+        and any(check(found[0]) for found in pattern.finditer(text))
     ]
