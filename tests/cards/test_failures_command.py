@@ -43,7 +43,7 @@ def test_cases_are_listed(tiny_release: Path, run_cli: RunCli) -> None:
     record(tiny_release, WRONG, FIXED)
     code, out, err = run_cli("failures", "list", tiny_release)
     assert code == 0, err
-    assert out.splitlines()[0] == f"{WRONG.id}  wrong_answer   since 0.0.9  Two apples"
+    assert out.splitlines()[0] == f"{WRONG.id}  wrong_answer  since 0.0.9  Two apples"
     assert "failure cases: 2 (wrong_answer 2)" in err
     listed = json.loads(run_cli("failures", "list", tiny_release, "--json")[1])
     assert [case["id"] for case in listed] == [WRONG.id, FIXED.id]
