@@ -351,7 +351,7 @@ def test_a_pull_request_gets_its_tag_once_it_is_merged(api, send, repo, version_
     assert proposed.outcome == "proposed"
     assert proposed.url.endswith(f"/{repo}/discussions/1")
     again = send(newer, repo, delivery=proposing)
-    assert (again.outcome, again.commit, again.url) == ("already there", proposed.commit, proposed.url)
+    assert (again.outcome, again.commit, again.url) == ("proposed before", proposed.commit, proposed.url)
     assert set(tags(api, repo)) == {"v1.0.0"}
     assert api.model_info(repo).sha == first
     api.merge_pull_request(repo, 1)

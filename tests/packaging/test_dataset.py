@@ -194,6 +194,13 @@ def test_malformed_rows_are_listed_up_to_a_few(tmp_path: Path, write_jsonl: Call
     assert "\n" not in err.value.what
 
 
+def test_the_first_bad_line_is_named_though_a_later_one_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(chat("one")) + '\n{"messages": []}\nnot json\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: "):
+        build(tmp_path / "out", path)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     rows = [chat("one"), chat("two")]
     (tmp_path / "plain.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

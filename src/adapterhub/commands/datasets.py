@@ -116,6 +116,7 @@ def _describe(published: Published) -> list[str]:
         "already there": "these very rows are there already; nothing was sent",
         "dry run": f"would send {len(sent)} files, {size} bytes; nothing was changed",
         "proposed": f"{len(sent)} files, {size} bytes were sent as a pull request",
+        "proposed before": "these very rows are proposed already, and wait to be merged; nothing was sent",
     }.get(pushed.outcome, f"{len(sent)} files, {size} bytes were sent")
     lines = [f"{pushed.repo}@{pushed.tag}: {outcome}"]
     lines.append(f"{rows}, each with {evidence.form}; digest {evidence.digest}")

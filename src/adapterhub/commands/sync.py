@@ -92,7 +92,7 @@ def push_command(
             click.echo(f"{it.change:<9} {it.size:>12}  {it.name}")
     else:
         click.echo(f"commit  {pushed.url}")
-        if pushed.outcome != "proposed":
+        if not pushed.outcome.startswith("proposed"):
             click.echo(f"tag     {pushed.tag}")
 
 
@@ -205,6 +205,7 @@ def _say_pushed(release: Release, pushed: Pushed) -> None:
         "tagged": f"the files were there already; {pushed.tag} was added",
         "already there": "the very same release is there already; nothing was sent",
         "proposed": f"{len(sent)} of {len(pushed.files)} files are proposed, as a pull request; no tag yet",
+        "proposed before": "this very release is proposed already, and waits to be merged; nothing was sent",
         "dry run": f"would send {len(sent)} files, {sum(it.size for it in sent)} bytes; nothing was changed",
     }
     _say(f"{pushed.repo}@{pushed.tag}: {told[pushed.outcome]}")

@@ -36,7 +36,7 @@ from adapterhub.packaging.verification import check_release
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-Outcome = Literal["pushed", "proposed", "tagged", "already there", "dry run"]
+Outcome = Literal["pushed", "proposed", "proposed before", "tagged", "already there", "dry run"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Pushed:
     tag: str
     """The version tag, like ``v1.2.0``."""
     outcome: Outcome
-    """``tagged`` when an earlier push had made the commit, but not the tag; ``proposed`` as a pull
-    request."""
+    """``tagged`` when an earlier push had made the commit, but not the tag; ``proposed`` as a pull request,
+    ``proposed before`` when that is open already."""
     commit: str | None
     """The commit that the tag names, or will name, 40 hex digits; None for a dry run that would make one."""
     url: str
@@ -269,7 +269,7 @@ def _propose(
         compared, _ = compare_files(api, ref, release, replace(head, commit=proposal.commit, files=there))
         if all(change.change == "unchanged" for change in compared):
             return Pushed(
-                ref.repo, tag, "already there", proposal.commit, proposal.url, compared, kept, signer
+                ref.repo, tag, "proposed before", proposal.commit, proposal.url, compared, kept, signer
             )
     commit, url = _commit(api, ref, release, head, changes, delivery, held)
     return Pushed(ref.repo, tag, "proposed", commit, url, changes, kept, signer)

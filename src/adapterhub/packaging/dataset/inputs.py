@@ -79,7 +79,7 @@ def read_batches(inputs: Inputs) -> Iterator[tuple[Split, list[InputRow]]]:
         batches: dict[Split, list[InputRow]] = {"train": [], "test": []}
         sizes: dict[Split, int] = {"train": 0, "test": 0}
         for file in files:
-            for where, content in read_entries(file):
+            for where, content in _read_or_blame(file, problems):
                 row = problems.check(content, where)
                 if row is None:
                     continue
@@ -95,6 +95,15 @@ def read_batches(inputs: Inputs) -> Iterator[tuple[Split, list[InputRow]]]:
         for belongs, batch in batches.items():
             if batch:
                 yield belongs, batch
+
+
+def _read_or_blame(file: Path, problems: _Problems) -> Iterator[tuple[str, Any]]:
+    """The rows of a file. Raises DataError for what is no JSON, or a malformed row that came before it."""
+    try:
+        yield from read_entries(file)
+    except DataError:
+        problems.refuse()
+        raise
 
 
 def _is_held_out(row: InputRow, share: float) -> bool:
