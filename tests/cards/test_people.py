@@ -119,3 +119,25 @@ def test_in_the_terminal_keys_judge_and_q_stops(tmp_path: Path, contest: Contest
     assert "12 of 12 pairs judged by cat" in ran.stderr
     ran = CliRunner().invoke(cli, arguments)
     assert (ran.exit_code, "12 of 12" in ran.stderr) == (0, True)
+
+
+def test_an_arena_keeps_its_questions_and_a_new_one_asks_for_them(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"question_id": 7, "text": "Why?"}\n')
+    sides = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    for side in sides:
+        side.write_text('{"question_id": 7, "answer": "So."}\n')
+    command = ["arena", "people", *sides, "--out", tmp_path / "new", "--terminal"]
+    code, _, err = run_cli(*command)
+    assert (code, "name them: --questions FILE.jsonl" in err) == (2, True)
+    assert not (tmp_path / "new").exists()
+    arguments = [str(it) for it in command]
+    asked = [*arguments, "--questions", str(tmp_path / "asked.jsonl")]
+    assert "0 of 1 pairs" in CliRunner().invoke(cli, asked, input="q\n").stderr
+    ran = CliRunner().invoke(cli, arguments, input="3\n")
+    assert "1 of 1 pairs judged by person" in ran.stderr
+    assert json.loads((tmp_path / "new" / "pairwise.jsonl").read_text())["question"] == "7"
+    (tmp_path / "new" / "questions.jsonl").write_text('{"question_id": 7, "text": "How?"}\n')
+    code, _, err = run_cli(*command)
+    assert (code, "other questions" in err) == (2, True)

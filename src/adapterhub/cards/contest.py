@@ -97,6 +97,20 @@ def read_tasks(path: Path) -> tuple[tuple[Task, ...], Source]:
     return tuple(tasks.values()), Source(name=path.name, sha256=sha256_file(path), rows=len(tasks))
 
 
+def kept_questions(folder: Path) -> Path:
+    """The questions that the arena in ``folder`` was made with. Raises DataError where none are kept."""
+    head = read_head(folder) if (folder / ARENA).is_file() else None
+    path = _questions_path(folder, head.questions.name) if head and head.questions else None
+    if path is None or not path.is_file():
+        raise DataError(f"{folder} is no arena that keeps its questions", "name them: --questions FILE.jsonl")
+    return path
+
+
+def _questions_path(folder: Path, name: str) -> Path:
+    """Where an arena keeps its questions; ``name`` is the file's that they came from."""
+    return folder / f"questions{Path(name).suffix}"
+
+
 def _read_task(where: str, row: Any, number: int) -> Task:
     if not isinstance(row, dict):
         raise DataError(f"{where}: not an object", 'write rows like {"question_id": 1, "text": "…"}')
@@ -188,6 +202,13 @@ class Contest:
         for path in (folder / PAIRWISE, *(folder / _ANSWERS).glob("*.jsonl")):
             _drop_torn_line(path)
         return cls(folder, tasks, head)
+
+    def keep_questions(self, path: Path) -> None:
+        """Put the file of questions beside the judgments, so that another run need not name it."""
+        assert self.head.questions is not None
+        kept = _questions_path(self.folder, self.head.questions.name)
+        if not kept.is_file():
+            write_atomic(kept, path.read_bytes())
 
     def enter(self, system: System) -> None:
         """Take part. Raises DataError when the arena knows another system by this name, or other decoding."""

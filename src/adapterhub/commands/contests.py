@@ -46,7 +46,9 @@ def _contest_options(command: Command) -> Command:
             help="The arena: new, or gone on with.",
         ),
         click.option(
-            "--questions", required=True, type=file_or_folder, help="JSONL: question_id; messages, or text."
+            "--questions",
+            type=file_or_folder,
+            help="JSONL: question_id; messages, or text. Default: those of the arena that is gone on with.",
         ),
         click.argument("b", metavar="B"),
         click.argument("a", metavar="A"),
@@ -88,7 +90,7 @@ def _contest_options(command: Command) -> Command:
 def judge_command(
     a: str,
     b: str,
-    questions: Path,
+    questions: Path | None,
     out: Path,
     batch_size: int,
     max_new_tokens: int,
@@ -147,7 +149,7 @@ def judge_command(
 def people_command(
     a: str,
     b: str,
-    questions: Path,
+    questions: Path | None,
     out: Path,
     batch_size: int,
     max_new_tokens: int,
@@ -176,19 +178,21 @@ def people_command(
 
 
 def _open_contest(
-    targets: tuple[str, str], questions: Path, out: Path, setting: Setting
+    targets: tuple[str, str], questions: Path | None, out: Path, setting: Setting
 ) -> tuple[Contest, tuple[str, str]]:
     """The arena with both systems' answers in it, and what it calls them."""
-    from adapterhub.cards.contest import Contest, read_tasks
+    from adapterhub.cards.contest import Contest, kept_questions, read_tasks
     from adapterhub.commands.contestants import answer_missing, find_contestant
 
-    tasks, source = read_tasks(questions)
+    asked = questions or kept_questions(out)
+    tasks, source = read_tasks(asked)
     a, b = (find_contestant(target, setting.endpoint) for target in targets)
     if a.name == b.name:
         raise DataError(
             f"A and B are both called {a.name}", "rename one file or folder, or name two versions"
         )
     contest = Contest.open(out, tasks, source)
+    contest.keep_questions(asked)
     for contestant in (a, b):
         answer_missing(contest, contestant, setting)
     return contest, (a.name, b.name)
