@@ -75,6 +75,10 @@ def test_a_mistyped_folder_is_not_asked_of_a_hub(
         code, out, err = run_cli(command, target)
         assert (code, out) == (3, "")
         assert err.startswith(f"error: {target}: no such folder\nfix: check the path")
+    Path("a").mkdir()
+    Path("a/file").touch()
+    code, out, err = run_cli(command, "a/file")
+    assert (code, out, err.splitlines()[0]) == (3, "", "error: a/file: is a file, not a folder")
     code, _, err = run_cli(command, "nowhere")
     assert code == 5
     assert "and there is no folder nowhere here" in err
@@ -88,6 +92,7 @@ def test_a_mistyped_folder_is_not_asked_of_a_hub(
         (["--colour"], "No such option '--colour'.", "adapterhub"),
         (["inspect"], "Missing argument 'PATH|REF'.", "adapterhub inspect"),
         (["inspect", "x", "--jsn"], "No such option '--jsn'. Did you mean '--json'?", "adapterhub inspect"),
+        (["inspect", "x", "--endpoint"], "'--endpoint' requires an argument.", "adapterhub inspect"),
         (["hub", "srve"], "No such command 'srve'. Did you mean 'serve'?", "adapterhub hub"),
         (["hub", "serve", "x", "--port", "http"], "Invalid value for '--port'", "adapterhub hub serve"),
         (
@@ -131,6 +136,9 @@ def test_the_version(run_cli: Run) -> None:
         (errno.EACCES, "permissions"),
         (errno.EROFS, "read-only"),
         (errno.EADDRINUSE, "--port"),
+        (errno.EISDIR, "name a file"),
+        (errno.ENOTDIR, "a part of it is a file"),
+        (errno.EEXIST, "another path"),
         (errno.EIO, "ADAPTERHUB_TRACEBACK=1"),
     ],
 )

@@ -147,7 +147,8 @@ def _run(arguments: list[str]) -> int:
         help_wanted.show()
         return help_wanted.exit_code
     except click.UsageError as err:
-        command = err.ctx.command_path if err.ctx else "adapterhub"
+        named = [it for it in arguments[:1] if it in COMMANDS]  # click gives some errors no context
+        command = err.ctx.command_path if err.ctx else " ".join(["adapterhub", *named])
         told = " ".join(err.format_message().split())  # click lists choices on lines of their own
         return _fail(told, f"see `{command} --help`", err.exit_code)
     except (KeyboardInterrupt, click.Abort) as err:
@@ -199,6 +200,9 @@ def _explain_os_error(err: OSError) -> tuple[str, str]:
         errno.EPERM: "check who owns it and its permissions (ls -l)",
         errno.EROFS: "write to a file system that is not read-only",
         errno.ENOENT: "check the path",
+        errno.EISDIR: "name a file, not a folder",
+        errno.ENOTDIR: "check the path: a part of it is a file",
+        errno.EEXIST: "name another path, or remove what is there",
         errno.EADDRINUSE: "another program listens there: stop it or choose another --port",
     }
     return what, fixes.get(

@@ -177,7 +177,7 @@ def test_a_certificate_is_held_to_its_authority_and_subject(
         read_authority(Authority(tmp_path / "other").file),
         read_authority(authority.file, "eve@acme.example"),
     ):
-        with pytest.raises(SignatureError, match="none of the 1 keys trusted here"):
+        with pytest.raises(SignatureError, match="none of the 1 keys and names trusted here"):
             verify_signature(tiny_release, anchors=[wrong])
     assert run_cli("verify", tiny_release, "--certificate", authority.file)[0] == 0
     args = ("trust", "add", "*", "--certificate", authority.file, "--subject", "ann@acme.example")

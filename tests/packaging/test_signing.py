@@ -153,6 +153,14 @@ def test_a_key_with_a_passphrase_signs(
     assert "ADAPTERHUB_KEY_PASSWORD" in err
 
 
+def test_keys_mixed_up_are_said(tiny_release: Path, pair: KeyPair, run_cli: RunCli, tmp_path: Path) -> None:
+    code, _out, err = run_cli("sign", tiny_release, "--key", pair.public)
+    assert (code, "is a public key" in err, "sign with the private one" in err) == (4, True, True)
+    code, _out, err = run_cli("keygen", tmp_path / "new", "--passphrase")  # no terminal in tests
+    assert (code, "there is no terminal to ask" in err) == (4, True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_signing_key_others_may_read_is_refused(tiny_release: Path, pair: KeyPair, run_cli: RunCli) -> None:
     pair.private.chmod(0o644)
     code, _out, err = run_cli("sign", tiny_release, "--key", pair.private)

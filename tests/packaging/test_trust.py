@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +133,7 @@ def test_a_key_that_came_with_its_release_is_never_trusted_in_silence(
     sign_release(tiny_release, ann.private)
     code, out, err = run_cli("verify", tiny_release)
     assert (code, out) == (4, "")
-    assert f"adapterhub trust add OWNER/NAME --from {tiny_release}" in err
+    assert f"adapterhub trust add --from {tiny_release}\n" in err
     code, out, err = run_cli("trust", "add", "acme/*", "--from", tiny_release)
     assert (code, out) == (4, "")
     assert ann.fingerprint in err
@@ -144,6 +146,66 @@ def test_a_key_that_came_with_its_release_is_never_trusted_in_silence(
     (tiny_release / "model.sig").unlink()
     with pytest.raises(SignatureError, match="must be signed by"):
         check_release(tiny_release, publisher="acme/orders")
+
+
+def test_what_verify_says_to_do_does_it(tiny_release: Path, ann: KeyPair, run_cli: RunCli) -> None:
+    sign_release(tiny_release, ann.private)
+    assert run_cli("trust", "add", "--from", tiny_release, "--yes")[0] == 0
+    code, out, _err = run_cli("verify", tiny_release)
+    assert (code, f"signed by    {ann.fingerprint}  (model.sig; trusted by" in out) == (0, True)
+
+
+def test_a_reviewer_is_trusted_by_their_own_signature(
+    tiny_release: Path, ann: KeyPair, bob: KeyPair, run_cli: RunCli
+) -> None:
+    add = ("trust", "add", "acme/*", "--from", tiny_release, "--yes")
+    sign_release(tiny_release, ann.private)
+    code, _out, err = run_cli(*add, "--reviewer")
+    assert (code, "is not signed by a reviewer" in err) == (4, True)
+    sign_release(tiny_release, bob.private, reviewer="bob")
+    assert run_cli(*add)[0] == 0
+    code, out, _err = run_cli(*add, "--reviewer")
+    assert (code, f"must be reviewed, and signed, by key {bob.fingerprint}" in out) == (0, True)
+    assert len(check_release(tiny_release, publisher="acme/orders").signers) == 2
+    sign_release(tiny_release, ann.private, reviewer="carl")
+    code, _out, err = run_cli(*add, "--reviewer")
+    assert (code, "by 2 reviewers" in err, "--key FILE" in err) == (4, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("acme", "--key", "{key}"), "error: that cannot be trusted: 'acme' is no publisher"),
+        (("acme/*", "--certificate", "{key}"), "error: {key} is no certificate in PEM form"),
+        (("acme/*", "--key", "{key}", "--subject", "x"), "cannot be trusted: subject belongs to a"),
+        (("--key", "{key}", "--reviewer"), "cannot be trusted: a reviewer needs a publisher"),
+    ],
+)
+def test_what_cannot_be_trusted_is_said(
+    ann: KeyPair, run_cli: RunCli, arguments: tuple[str, ...], words: str
+) -> None:
+    told = [it.format(key=ann.public) for it in arguments]
+    code, out, err = run_cli("trust", "add", *told)
+    assert (code, out) == (4, "")
+    assert words.format(key=ann.public) in err
+
+
+def test_who_says_no_in_a_terminal_trusts_nobody(tiny_release: Path, ann: KeyPair) -> None:
+    sign_release(tiny_release, ann.private)
+    command = [sys.executable, "-m", "adapterhub", "trust", "add", "acme/*", "--from", str(tiny_release)]
+    controller, terminal = os.openpty()
+    with subprocess.Popen(command, stdin=terminal, stderr=terminal, stdout=subprocess.PIPE) as running:
+        os.close(terminal)
+        shown = b""
+        while b"[y/N]" not in shown:
+            shown += os.read(controller, 1024)
+        os.write(controller, b"n\n")
+        while b"fix:" not in shown:
+            shown += os.read(controller, 1024)
+        assert running.wait(timeout=20) == 4
+    os.close(controller)
+    assert b"is not trusted: you said no" in shown
+    assert not user_file().exists()
 
 
 def test_comments_stay_and_entries_go(ann: KeyPair, bob: KeyPair, run_cli: RunCli) -> None:

@@ -171,7 +171,7 @@ def _say_verified(checked: Checked) -> None:
     manifest = release.manifest
     click.echo(f"{manifest.name} {manifest.version}: the signature holds")
     for signer in checked.signers:
-        click.echo(f"signed by    {signer}  ({signer.source})")
+        click.echo(f"signed by    {signer}  ({signer.file}; trusted by {signer.source})")
     for bundle in checked.strangers:
         click.echo(f"also signed  {bundle.name}: by {bundle.claim}, which nothing here vouches for")
     for rule in checked.rules:
@@ -205,7 +205,13 @@ def _verified_json(checked: Checked) -> dict[str, object]:
 
 def _new_password() -> str:
     known = os.environ.get(PASSWORD_VARIABLE)
-    return known or str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True))
+    if known:
+        return known
+    if not sys.stdin.isatty():
+        raise SignatureError(
+            "there is no terminal to ask for a passphrase", f"set ${PASSWORD_VARIABLE}, or use a terminal"
+        )
+    return str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True))
 
 
 def _password_of(key: Path) -> str:

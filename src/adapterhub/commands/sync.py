@@ -229,10 +229,14 @@ def _say_pulled(pulled: Pulled) -> None:
     if pulled.signers:
         return
     if pulled.release.is_signed:
-        owner, ref = pulled.repo.partition("/")[0], f"{pulled.repo}@{pulled.tag or pulled.commit}"
+        from adapterhub.packaging.bundles import SIGNATURE_NAME, read_bundle
+        from adapterhub.packaging.verification import how_to_trust
+
+        ref = f"{pulled.repo}@{pulled.tag or pulled.commit}"
+        trust = how_to_trust(read_bundle(pulled.release.path, SIGNATURE_NAME), pulled.repo, ref)
         _say(
-            "signed by somebody you do not trust, so the signature says nothing. To trust its key, and to "
-            f"ask for it from now on: adapterhub trust add '{owner}/*' --from {ref}"
+            "signed by somebody you do not trust, so the signature says nothing. To trust who made it, and "
+            f"to ask for that from now on: {trust}"
         )
     else:
         _say("not signed: nothing shows who made it")

@@ -94,7 +94,7 @@ def naming_folder_or_ref(target: str) -> Iterator[None]:
     """
     from adapterhub.hub.refs import looks_like_path
 
-    if looks_like_path(target):
+    if looks_like_path(target) or Path(target).is_file():
         kind = "is a file, not a folder" if Path(target).exists() else "no such folder"
         raise ReleaseError(f"{target}: {kind}", "check the path, or name owner/name[@version] on the Hub")
     try:

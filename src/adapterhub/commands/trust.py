@@ -119,9 +119,8 @@ def remove_command(what: str, project: bool) -> None:
 
     path = _file(project)
     entries = matching_entries(path, what) if path.exists() else []
-    keys = (
-        [] if project or len(what) < 8 else [it for it in trusted_keys() if fingerprint(it).startswith(what)]
-    )
+    named = [] if project or len(what) < 8 else trusted_keys()
+    keys = [it for it in named if fingerprint(it).startswith(what.lower())]
     if not entries and not keys:
         raise AdapterHubError(f"nothing in {path} is named {what!r}", "see `adapterhub trust list`")
     if entries:
@@ -136,28 +135,37 @@ def remove_command(what: str, project: bool) -> None:
 def _entry_of(source: str, endpoint: str | None, publisher: str | None, reviewer: bool) -> Entry:
     """An entry for whoever signed a release, whose signature is found to hold."""
     from adapterhub.commands.targets import find_folder
-    from adapterhub.packaging.bundles import SIGNATURE_NAME, read_bundle
+    from adapterhub.packaging.bundles import SIGNATURE_NAME, read_bundle, signature_files
     from adapterhub.packaging.verification import verify_signature
 
     folder = find_folder(source, endpoint)
-    if not (folder / SIGNATURE_NAME).is_file():
-        raise SignatureError(f"{source} is not signed: there is nothing to trust", "ask its maker to sign it")
-    bundle = read_bundle(folder, SIGNATURE_NAME)
+    role = "reviewer" if reviewer else "maker"
+    names = [name for name in signature_files(folder) if (name != SIGNATURE_NAME) == reviewer]
+    if not names:
+        raise SignatureError(
+            f"{source} is not signed by a {role}: there is nothing to trust", f"ask its {role} to sign it"
+        )
+    if len(names) > 1:
+        raise SignatureError(
+            f"{source} is signed by {len(names)} reviewers: {', '.join(names[:3])}",
+            "name the key of the one that you mean: --key FILE",
+        )
+    bundle = read_bundle(folder, names[0])
     if bundle.public_pem is None:
         raise SignatureError(
-            f"{folder / SIGNATURE_NAME} was made with {bundle.claim} and does not hold it",
-            "ask its maker for the public key (--key), the authority (--certificate) or the identity",
+            f"{bundle.path} was made with {bundle.claim} and does not hold it",
+            f"ask its {role} for the public key (--key), the authority (--certificate) or the identity",
         )
-    role = "reviewer" if reviewer else "maker"
     entry = _entry(publisher=publisher, role=role, key=bundle.public_pem.decode())
-    verify_signature(folder, anchors=[entry.anchor(folder / SIGNATURE_NAME)])
+    verify_signature(folder, anchors=[entry.anchor(bundle.path)])
     return entry
 
 
 def _confirm(entry: Entry, source: str, yes: bool) -> None:
     """Have somebody agree to a key that came with what it signed."""
     whom = entry.publisher or "whatever it signed, where no rule speaks"
-    click.echo(f"{source} is signed with the {entry.words}", err=True)
+    how = "signed" if entry.role == "maker" else "reviewed, and signed,"
+    click.echo(f"{source} is {how} with the {entry.words}", err=True)
     click.echo("that it is its owner's key, nothing here shows: compare it over another channel", err=True)
     if yes:
         return
@@ -165,7 +173,11 @@ def _confirm(entry: Entry, source: str, yes: bool) -> None:
         raise SignatureError(
             f"the key {str(entry.fingerprint)[:16]}… was not confirmed", "compare it, then add --yes"
         )
-    click.confirm(f"Trust it for {whom}?", abort=True, err=True)
+    if not click.confirm(f"Trust it for {whom}?", err=True):
+        raise SignatureError(
+            f"the key {str(entry.fingerprint)[:16]}… is not trusted: you said no",
+            "compare it with what its owner says, and run the same command again",
+        )
 
 
 def _add(entry: Entry, project: bool) -> None:
@@ -173,7 +185,8 @@ def _add(entry: Entry, project: bool) -> None:
 
     path = _file(project)
     added = add_entry(path, entry)
-    whom = f"{entry.publisher} must be signed by" if entry.publisher else "accepted where no rule speaks:"
+    how = "signed" if entry.role == "maker" else "reviewed, and signed,"
+    whom = f"{entry.publisher} must be {how} by" if entry.publisher else "accepted where no rule speaks:"
     click.echo(f"{'added' if added else 'there already'}: {whom} {entry.words}")
     click.echo(f"in {path}", err=True)
 
@@ -187,13 +200,14 @@ def _file(project: bool) -> Path:
 def _entry(**fields: str | None) -> Entry:
     from pydantic import ValidationError
 
+    from adapterhub.packaging.problems import first_problem
     from adapterhub.packaging.trust import Entry
 
     try:
         return Entry.model_validate(fields)
     except ValidationError as err:
         raise SignatureError(
-            f"that cannot be trusted: {err.errors()[0]['msg']}", "see `adapterhub trust add --help`"
+            f"that cannot be trusted: {first_problem(err)[1]}", "see `adapterhub trust add --help`"
         ) from err
 
 
@@ -205,7 +219,10 @@ def _public_key_text(path: Path) -> str:
 
 def _text_of(path: Path) -> str:
     """A certificate file's text; a private key in it is never copied."""
+    from adapterhub.packaging.anchors import read_authority
+
     text = path.read_text(encoding="ascii", errors="replace")
     if "PRIVATE KEY-----" in text:
         raise SignatureError(f"{path} holds a private key", "name a file with certificates alone")
+    read_authority(path)  # names the file when it holds no certificate
     return text

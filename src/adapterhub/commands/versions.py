@@ -36,7 +36,8 @@ def log_command(ref: str, endpoint: str | None, as_json: bool) -> None:
     from adapterhub.hub.refs import parse_ref
 
     release = open_checked(ref, endpoint)
-    chain = [Ancestor(ref, release.digest, None, release.manifest, None)]
+    at = cached_ref(release.path)
+    chain = [Ancestor(ref, release.digest, at and at.partition("@")[2], release.manifest, None)]
     chain += trace(release.manifest.parent, endpoint=endpoint)
     there = [] if Path(ref).is_dir() else list_versions(parse_ref(ref).repo, endpoint=endpoint)
     if as_json:

@@ -14,6 +14,7 @@ from adapterhub.errors import LockError, RefError
 from adapterhub.hub.refs import Ref, parse_ref
 from adapterhub.packaging.files import MANIFEST_NAME, write_atomic
 from adapterhub.packaging.manifest import Commit, Frozen, SemVer, Sha256, parse_version
+from adapterhub.packaging.problems import first_problem
 
 LOCK_NAME: Final = "adapterhub.lock"
 _MAX_BYTES: Final = 1024 * 1024
@@ -86,9 +87,8 @@ class LockFile(Frozen):
         try:
             lock = cls.model_validate(content)
         except ValidationError as err:
-            first = err.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "the top level"
-            raise LockError(f"{where}: {key}: {first['msg']}", fix) from err
+            key, words = first_problem(err)
+            raise LockError(f"{where}: {key}: {words}", fix) from err
         if "schema_version" not in content:
             raise LockError(f"{where} has no schema_version", fix)
         return lock

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.problems import first_problem
 from adapterhub.packaging.tensors import FLOATS, TensorEntry, TensorFile, read_header, read_tensor
 
 if TYPE_CHECKING:
@@ -281,9 +282,8 @@ def _read_config(path: Path) -> AdapterConfig:
         for pattern in (*config.rank_pattern, *config.alpha_pattern):
             check_pattern(pattern)
     except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise ReleaseError(f"{path}: {key}: {first['msg']}", fix) from err
+        key, words = first_problem(err)
+        raise ReleaseError(f"{path}: {key}: {words}", fix) from err
     except ValueError as err:
         raise ReleaseError(f"{path}: {err}", fix) from err
     return config

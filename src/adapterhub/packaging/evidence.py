@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from adapterhub.errors import ManifestError
 from adapterhub.packaging.manifest import BaseMismatch, DatasetLock, Frozen, Hardware, Sha256
+from adapterhub.packaging.problems import first_problem
 
 LEDGER = "evidence/ledger.json"
 CURVE = "evidence/curve.json"
@@ -309,7 +310,8 @@ def read_evidence(folder: Path, name: str, model: type[EvidenceT]) -> EvidenceT 
     try:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as err:
-        raise ManifestError(f"{path}: {err.errors()[0]['msg']}", "make the evidence again") from err
+        key, words = first_problem(err)
+        raise ManifestError(f"{path}: {key}: {words}", "make the evidence again") from err
 
 
 def read_failures(folder: Path) -> tuple[FailureCase, ...] | None:
@@ -329,9 +331,8 @@ def read_cases(path: Path) -> tuple[FailureCase, ...]:
         try:
             cases.append(FailureCase.model_validate_json(line))
         except ValidationError as err:
-            raise ManifestError(
-                f"{path}, line {number}: {err.errors()[0]['msg']}", "make the evidence again"
-            ) from err
+            key, words = first_problem(err)
+            raise ManifestError(f"{path}, line {number}: {key}: {words}", "make the evidence again") from err
     return tuple(cases)
 
 

@@ -111,12 +111,13 @@ def read_private_key(path: Path, password: str | None = None) -> EllipticCurvePr
             ) from err
         raise SignatureError(f"{path} is protected by a passphrase", "give its passphrase") from err
     except (ValueError, UnsupportedAlgorithm) as err:
-        why = (
-            "the passphrase is wrong, or it is damaged" if password else "it is not a private key in PEM form"
-        )
-        raise SignatureError(
-            f"{path} cannot be read: {why}", f"name the {PRIVATE_NAME} that keygen wrote"
-        ) from err
+        why, fix = "it is not a private key in PEM form", f"name the {PRIVATE_NAME} that keygen wrote"
+        if password:
+            why, fix = (
+                "the passphrase is wrong, or it is damaged",
+                "give the passphrase that it was made with",
+            )
+        raise SignatureError(f"{path} cannot be read: {why}", fix) from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
         raise SignatureError(f"{path} is no elliptic-curve key on P-256, P-384 or P-521", _NEW_KEY)
     return key
@@ -205,11 +206,13 @@ def _read_pem(path: Path, secret: bool = False) -> bytes:
         )
     with path.open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if secret and mode & 0o077:
-            raise SignatureError(
-                f"{path} is a private key that others may read (mode {mode:04o})", f"chmod 600 {path}"
-            )
         data = file.read(_MAX_PEM_BYTES + 1)
+    if secret and b"PUBLIC KEY-----" in data:
+        raise SignatureError(f"{path} is a public key", f"sign with the private one ({PRIVATE_NAME})")
+    if secret and mode & 0o077:
+        raise SignatureError(
+            f"{path} is a private key that others may read (mode {mode:04o})", f"chmod 600 {path}"
+        )
     if len(data) > _MAX_PEM_BYTES:
         raise SignatureError(
             f"{path} is too large to be a key", f"name an {PUBLIC_NAME} or {PRIVATE_NAME} file"

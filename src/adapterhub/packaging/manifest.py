@@ -17,6 +17,7 @@ from adapterhub.packaging.bundles import SIGNATURE_NAME as SIGNATURE_NAME
 from adapterhub.packaging.bundles import is_signature
 from adapterhub.packaging.files import MANIFEST_NAME as MANIFEST_NAME
 from adapterhub.packaging.files import check_relative_path
+from adapterhub.packaging.problems import first_problem
 
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
@@ -273,10 +274,9 @@ def _parse(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as err:
-        first = err.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the top level"
+        key, words = first_problem(err)
         raise ManifestError(
-            f"{where}: {key}: {first['msg']}", "take the release from its source again, or re-create it"
+            f"{where}: {key}: {words}", "take the release from its source again, or re-create it"
         ) from err
 
 

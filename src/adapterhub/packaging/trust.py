@@ -37,6 +37,7 @@ from adapterhub.packaging.keys import (
     read_public_key,
     trusted_keys,
 )
+from adapterhub.packaging.problems import first_problem
 
 USER_NAME = "trust.toml"
 PROJECT_NAME = "adapterhub-trust.toml"
@@ -213,9 +214,8 @@ def read_trust_file(path: Path) -> TrustFile:
             raise ValueError(f"over {_MAX_BYTES} bytes")
         return TrustFile.model_validate(tomllib.loads(data.decode("utf-8")))
     except ValidationError as err:
-        first = err.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise SignatureError(f"{path}: {place}: {first['msg']}", fix) from err
+        place, words = first_problem(err)
+        raise SignatureError(f"{path}: {place}: {words}", fix) from err
     except (ValueError, RecursionError) as err:
         raise SignatureError(f"{path} is not valid TOML: {err}", fix) from err
     except SignatureError as err:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from adapterhub.errors import ManifestError, SignatureError
-from adapterhub.packaging.anchors import Anchor, Signer
+from adapterhub.packaging.anchors import Anchor, Signer, TrustedKey
 from adapterhub.packaging.bundles import (
     RETAKE,
     SIGNATURE_NAME,
@@ -81,7 +81,7 @@ def check_release(
         _check_rule(release.path, rule, found, strangers)
     signers = tuple(dict.fromkeys(signer for anchor, signer in found if not rules or anchor in asked))
     if require_signed and not signers:
-        raise _nobody_known(folder, general, strangers)
+        raise _nobody_known(folder, publisher or publisher_of(folder), general, strangers)
     return Checked(release, signers, strangers, rules)
 
 
@@ -100,8 +100,25 @@ def verify_signature(
     accepted = [*map(key_anchor, public_keys), *anchors]
     release, found, strangers = _check(folder, accepted, known)
     if not found:
-        raise _nobody_known(folder, accepted, strangers)
+        raise _nobody_known(folder, publisher_of(folder), accepted, strangers)
     return Checked(release, tuple(dict.fromkeys(signer for _anchor, signer in found)), strangers, ())
+
+
+def how_to_trust(bundle: Bundle, publisher: str | None, source: object) -> str:
+    """The command that would trust who made the signature ``bundle`` of the release ``source``.
+
+    With a ``publisher`` (``owner/name``) as a rule for the owner's releases; without one in general, for a
+    rule says nothing of a folder of no known origin.
+    """
+    rule = f"'{publisher.partition('/')[0]}/*' " if publisher else ""
+    if bundle.name == SIGNATURE_NAME and bundle.public_pem is not None:
+        return f"adapterhub trust add {rule}--from {source}"
+    what = {
+        "key": "--key FILE",
+        "certificate": "--certificate FILE",
+        "sigstore": "--identity WHO --issuer URL",
+    }
+    return f"adapterhub trust add {rule}{what[bundle.kind]}"
 
 
 def checked_digests(
@@ -170,25 +187,28 @@ def _rule_broken(
     strangers: Sequence[Bundle],
 ) -> SignatureError:
     by = [str(signer) for _anchor, signer in found] + [bundle.claim for bundle in strangers]
-    is_it = f"it is signed by {', '.join(by[:3])}" if by else "it is not signed"
+    is_it = f"it is signed by {', '.join(list(dict.fromkeys(by))[:3])}" if by else "it is not signed"
     return SignatureError(
         f"{folder} must be {how} {accepted_by(anchors)}, as {rule.source} asks of {rule.pattern}; {is_it}",
         "ask its maker; `adapterhub trust list` and `adapterhub trust add` if they told you of another key",
     )
 
 
-def _nobody_known(folder: Path, accepted: Sequence[Anchor], strangers: Sequence[Bundle]) -> SignatureError:
+def _nobody_known(
+    folder: Path, publisher: str | None, accepted: Sequence[Anchor], strangers: Sequence[Bundle]
+) -> SignatureError:
     if not strangers:
         return SignatureError(
             f"{folder} is not signed: it holds no {SIGNATURE_NAME}", "ask its maker to sign it"
         )
-    trust = f"if you know its maker: adapterhub trust add OWNER/NAME --from {folder}"
+    trust = f"if you know its maker: {how_to_trust(strangers[0], publisher, folder)}"
     if not accepted:
         return SignatureError(
             f"no key to check the signature of {folder} with: it was made with {strangers[0].claim}", trust
         )
+    kinds = "keys" if all(isinstance(it, TrustedKey) for it in accepted) else "keys and names"
     return SignatureError(
         f"{strangers[0].path} was made with {strangers[0].claim}, "
-        f"none of the {len(accepted)} keys trusted here",
+        f"none of the {len(accepted)} {kinds} trusted here",
         trust,
     )
