@@ -219,6 +219,16 @@ def test_whatever_moved_is_refused(
     assert path.read_bytes() == sound
 
 
+def test_a_version_that_went_away_is_refused(
+    run_cli: Run, project: Path, publish, repo: str, hub_server
+) -> None:
+    publish("1.0.0")
+    assert run_cli("lock", repo)[0] == 0
+    HfApi(endpoint=hub_server.url, token=hub_server.token).delete_tag(repo, tag="v1.0.0")
+    code, _, err = run_cli("pull", repo, "--locked")
+    assert (code, f"{repo}@v1.0.0 is locked at commit" in err, "and is gone" in err) == (4, True, True)
+
+
 def test_going_back_wants_to_be_asked_for(
     run_cli: Run, project: Path, publish, repo: str, hub_server, tmp_path: Path
 ) -> None:

@@ -222,6 +222,18 @@ def test_a_file_changed_on_the_hub_is_found(hub_server, api, publish, get, repo)
         get(repo)
 
 
+def test_a_file_put_into_the_cache_is_not_called_the_hubs(publish, get, repo) -> None:
+    publish("0.1.0")
+    put = get(repo).release.path / "adapter_config.json"
+    put.unlink()  # a link until now
+    put.write_text("{}")
+    with pytest.raises(SignatureError, match=r"adapter_config\.json is not the file") as error:
+        get(repo)
+    assert "written here since" in error.value.fix
+    put.unlink()
+    assert get(repo).release.path == put.parent
+
+
 def test_a_file_missing_on_the_hub_is_found(api, publish, get, repo) -> None:
     publish("0.1.0")
     api.delete_file("evidence/version.json", repo)

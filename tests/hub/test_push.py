@@ -158,6 +158,33 @@ def test_a_version_whose_tag_was_deleted_is_not_free(
     assert tags(api, repo) == {"v0.1.0": first.commit}
 
 
+def test_a_version_whose_tag_was_deleted_gets_no_other_signatures(
+    api, send, repo, tiny_release, tmp_path
+) -> None:
+    first, before = send(tiny_release, repo), shutil.copytree(tiny_release, tmp_path / "unsigned")
+    api.delete_tag(repo, tag="v0.1.0")
+    sign_release(tiny_release, generate_key(tmp_path / "keys").private)
+    with pytest.raises(VersionError, match=r"had other signatures as 0\.1\.0 at commit") as error:
+        send(tiny_release, repo)
+    assert f"adapterhub pull {repo}@{first.commit} --out" in error.value.fix
+    assert (tags(api, repo), commits(api, repo)) == ({}, 2)
+    api.upload_file(repo_id=repo, path_or_fileobj=b"[]", path_in_repo="evidence/scores.json")
+    assert send(before, repo, dry_run=True).commit == first.commit
+    assert send(before, repo).outcome == "tagged"
+    assert tags(api, repo) == {"v0.1.0": first.commit}
+
+
+def test_a_version_that_the_hub_alone_remembers_is_said(api, send, repo, tiny_release) -> None:
+    send(tiny_release, repo)
+    api.delete_tag(repo, tag="v0.1.0")
+    api.super_squash_history(repo)
+    Release.open(tiny_release).with_files({"evidence/more.json": b"{}"})
+    with pytest.raises(VersionError, match=r"v0\.1\.0 was the version of commit \w+") as error:
+        send(tiny_release, repo)
+    assert "above 0.1.0" in error.value.fix
+    assert tags(api, repo) == {}
+
+
 @pytest.mark.parametrize(
     ("there", "pushed", "accepted"),
     [

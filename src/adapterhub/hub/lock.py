@@ -12,6 +12,7 @@ from adapterhub.errors import (
     AdapterHubWarning,
     BaseMismatchError,
     LockError,
+    RefError,
     SignatureError,
     VersionError,
 )
@@ -168,6 +169,8 @@ def _check_tag(repo: str, entry: LockedRelease, endpoint: str | None, token: str
     """
     if entry.tag is None:
         return False
+    from huggingface_hub.errors import RevisionNotFoundError
+
     tagged = Ref(repo, entry.tag)
     try:
         found = resolve(connect(endpoint, token), tagged)
@@ -177,6 +180,13 @@ def _check_tag(repo: str, entry: LockedRelease, endpoint: str | None, token: str
         words = f"{err.what}; whether {tagged} was moved is not known, the cache is held to the lock"
         warnings.warn(AdapterHubWarning(words), stacklevel=3)
         return True
+    except RefError as err:
+        if not isinstance(err.__cause__, RevisionNotFoundError):
+            raise
+        raise SignatureError(
+            f"{tagged} is locked at commit {entry.commit[:12]}, and is gone: {err.what}",
+            "a version never goes away: ask its maker, and lock another version if this was meant",
+        ) from err
     if found.commit != entry.commit:
         raise _moved(tagged, entry.commit, found.commit)
     return found.offline

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,7 +206,7 @@ def _take_checked(
             only=None if only is None else files,
         )
     except SignatureError:
-        _blame_hub(folder, files)
+        _say_whose(api, ref, commit, files, listed, repo_type)
         raise
     if touched or not digests:
         write_record(record, folder, heads | {name: manifest.files[name].sha256 for name in files})
@@ -261,12 +262,30 @@ def _read_manifest(ref: Ref, folder: Path) -> Manifest:
     return manifest
 
 
-def _blame_hub(folder: Path, files: Sequence[str]) -> None:
-    """Say so when a file differs, not the signature: damage in the cache is mended, so it came like that."""
-    try:
-        Release.open(folder).check_files(files)
-    except SignatureError as err:
-        raise SignatureError(err.what, "the Hub holds it like that: tell its maker") from err
+def _say_whose(
+    api: HfApi,
+    ref: Ref,
+    commit: str,
+    files: Sequence[str],
+    listed: Mapping[str, HubFile] | None,
+    repo_type: RepoType,
+) -> None:
+    """Raise SignatureError for a file that is not what the manifest lists, saying where it became so: on the
+    Hub, or here. Says nothing when a signature is what differs, or when the Hub cannot be asked."""
+    folder = snapshot_folder(ref, commit, repo_type)
+    release = Release.open(folder)
+    for name in files:
+        try:
+            release.check_files([name])
+        except SignatureError as err:
+            with suppress(HubError):
+                there = (listed or list_files(api, ref, commit, repo_type)).get(name)
+                path = folder / name
+                if there is not None and path.is_file() and not there.is_content_of(path):
+                    fix = "it was written here since, or damaged: remove it, and pull again"
+                else:
+                    fix = "the Hub holds it like that: tell its maker"
+                raise SignatureError(err.what, fix) from err
 
 
 def _copy(folder: Path, out: Path, files: Sequence[str]) -> Path:

@@ -23,7 +23,7 @@ from adapterhub.hub.changes import (
 )
 from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
 from adapterhub.hub.held import HeldFile, hold_small_files
-from adapterhub.hub.history import check_unused, state_version
+from adapterhub.hub.history import find_earlier, state_version
 from adapterhub.hub.proposals import find_proposals, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import list_files
@@ -91,10 +91,10 @@ def push(
     all or, if ``delivery`` says so, by its owner. Files whose content is on the Hub already are not sent;
     those that the release there lists and this one does not are deleted; whatever else lies there stays.
 
-    A version never moves, and is never used again for other content, its tag deleted or not. The same release
-    again changes nothing, and completes a push that was cut off before the tag. A version must be above all
-    others there, or else the next of an older line (1.0.2 after 1.0.1, with 1.1.0 there). ``dry_run`` asks
-    the Hub, and changes nothing.
+    A version never moves, and is never used again for other content or other signatures, its tag deleted or
+    not. The same release again changes nothing, and completes a push that was cut off before the tag. A
+    version must be above all others there, or else the next of an older line (1.0.2 after 1.0.1, with 1.1.0
+    there). ``dry_run`` asks the Hub, and changes nothing.
 
     As a pull request the commit gets no tag: the same push again gives it one when it was merged, and before
     that finds the pull request that is open.
@@ -118,16 +118,16 @@ def push(
     if tag in head.tags:
         return _check_same(api, ref, release, tag, head, signer, held)
     _check_order(release.manifest.version, head.tags)
-    check_unused(api, ref, release, head.branches, repo_type_of(release))
-    changes, kept = compare_files(api, ref, release, head, held)
+    target = find_earlier(api, ref, release, head, held) or head
+    changes, kept = compare_files(api, ref, release, target, held)
     there = all(change.change == "unchanged" for change in changes)
     if dry_run:
-        commit = head.commit if there else None
+        commit = target.commit if there else None
         url = _url(api, ref, release, commit)
         return Pushed(ref.repo, tag, "dry run", commit, url, changes, kept, signer)
     if delivery.as_pull_request and not there:
         return _propose(api, ref, release, head, changes, kept, delivery, signer, held)
-    commit = head.commit if there else _commit(api, ref, release, head, changes, delivery, held)[0]
+    commit = target.commit if there else _commit(api, ref, release, head, changes, delivery, held)[0]
     assert commit is not None  # the repository is there by now
     _tag(api, ref, release, tag, commit)
     outcome: Outcome = "tagged" if there else "pushed"
@@ -317,8 +317,14 @@ def _tag(api: HfApi, ref: Ref, release: Release, tag: str, commit: str) -> None:
         with hub_errors(api, ref):
             api.create_tag(ref.repo, tag=tag, revision=commit, repo_type=repo_type)
     except ConflictError as err:
-        with hub_errors(api, ref):
-            taken = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha
+        try:
+            with hub_errors(api, ref):
+                taken = api.repo_info(ref.repo, revision=tag, repo_type=repo_type).sha
+        except RefError:  # there is none: a Hub that remembers the versions whose tags were deleted
+            raise VersionError(
+                f"{err.what}; your files are at commit {commit}, without a tag",
+                f"give the release a version above {release.manifest.version} and push again",
+            ) from err
         if taken == commit:
             return
         raise ConflictError(
