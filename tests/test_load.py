@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapterhub import AdapterHubError, BaseMismatchError, ReleaseError, SignatureError, load_adapter
 from adapterhub.errors import AdapterHubWarning
+from adapterhub.packaging.release import Release
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -156,6 +158,28 @@ def test_an_adapter_that_does_not_fit_its_own_configuration_is_refused(
         (staging / "adapter_config.json").write_text(json.dumps(config | {"r": 5}))
     with pytest.raises(ReleaseError, match="rank 5"):
         load_adapter(broken, base=tiny_base)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name, it: (name.replace("layers.1", "layers.9"), it), "the base has no model.layers.9."),
+        (lambda name, it: (name, it[:, :2] if "lora_A" in name else it), "in the base and 64 × 2 here"),
+    ],
+)
+def test_factors_that_no_layer_of_the_base_takes_are_refused(
+    tiny_release: Path, tiny_base: Path, change: Callable[..., tuple[str, Any]], words: str
+) -> None:
+    """PEFT leaves the first out in silence."""
+    from safetensors.torch import load_file, save
+
+    name = "adapter_model.safetensors"
+    changed = dict(change(*item) for item in load_file(tiny_release / name).items())
+    data = save({key: tensor.contiguous() for key, tensor in changed.items()}, {"format": "pt"})
+    Release.open(tiny_release).with_files({name: data})
+    with pytest.raises(ReleaseError, match="does not fit the base") as error:
+        load_adapter(tiny_release, base=tiny_base)
+    assert words in error.value.what
 
 
 def test_arguments_that_make_no_sense_are_refused(

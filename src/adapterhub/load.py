@@ -22,6 +22,8 @@ from adapterhub.packaging.release import Release
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adapterhub.packaging.adapter import Adapter
+
 Device = Literal["cpu", "cuda"]
 Note = Callable[[BaseMismatch], None]
 
@@ -259,6 +261,7 @@ def _attach(model: PreTrainedModel, folder: Path) -> Any:
     from adapterhub.trainer.vocabulary import grow_for_adapter
 
     adapter = read_adapter(folder)  # refuses what its configuration does not describe, in our words
+    _check_fit(model, adapter)
     if adapter.config.trainable_token_indices:
         grow_for_adapter(model, adapter.config.trainable_token_indices)
     try:
@@ -270,6 +273,33 @@ def _attach(model: PreTrainedModel, folder: Path) -> Any:
         raise ReleaseError(
             f"the adapter in {folder} does not fit the base: {first}", "load it on the base it was trained on"
         ) from err
+
+
+def _check_fit(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Raise ReleaseError for factors that belong to no layer of the base, or to one of another size.
+
+    PEFT passes over the former in silence: the model would answer as if that part had not been trained.
+    """
+    from adapterhub.packaging.scan.findings import quote
+
+    there = dict(model.named_modules())
+    astray = [module for module in (*adapter.pairs, *adapter.embeddings) if module not in there]
+    told = [f"the base has no {quote(module, 80)}" for module in astray]
+    for module, pair in adapter.pairs.items():
+        layer = there.get(module)
+        sides = (
+            getattr(layer, "out_features", pair.out_features),
+            getattr(layer, "in_features", pair.in_features),
+        )
+        if sides != (pair.out_features, pair.in_features):
+            ours = f"{pair.out_features} × {pair.in_features}"
+            told.append(f"{quote(module, 80)} is {sides[0]} × {sides[1]} in the base and {ours} here")
+    if told:
+        more = f"; and {len(told) - 2} more" if len(told) > 2 else ""
+        raise ReleaseError(
+            f"the adapter in {adapter.folder} does not fit the base: {'; '.join(told[:2])}{more}",
+            "load it on the base it was trained on",
+        )
 
 
 def _stop_at(model: Any, end_token: int) -> None:
