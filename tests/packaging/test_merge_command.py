@@ -81,7 +81,8 @@ def test_another_base_exits_3_and_leaves_nothing(
     )
     code, printed, err = run_cli(*args)
     assert (code, printed) == (3, "")
-    assert "is not tiny-llama as trained on" in err
+    assert "is not tiny-llama as trained on: config.json differs (sha256 44136fa355b3…, expected" in err
+    assert "--allow-base-mismatch REASON" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from adapterhub.errors import BaseMismatchError, ReleaseError
 from adapterhub.packaging.adapter import Adapter, read_adapter
-from adapterhub.packaging.base import base_digest, check_base, check_config, weight_files
+from adapterhub.packaging.base import base_digest, check_base, weight_files
 from adapterhub.packaging.calibration.calibrate import CalibrationText, Rounding, add_rounding, note_text
 from adapterhub.packaging.checkpoint import open_checkpoint
 from adapterhub.packaging.combination import Combine, CombinedAdapter, combine_adapters
@@ -215,13 +215,14 @@ def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
 
 
 def _look_at_base(lock: BaseLock | None, base: Path, allow_mismatch: str | None) -> BaseMismatch | None:
-    """Before the weights are read: refuse another config.json, or tell of another base that is allowed."""
+    """Before the weights are read: refuse another base, or tell of one that is allowed.
+
+    Weights that must be the lock's are hashed while they are merged, and compared then.
+    """
     if lock is None:
         return None
-    if allow_mismatch is not None:
-        return check_base(lock, base, allow_mismatch=allow_mismatch)
-    check_config(lock, base)
-    return None
+    weights = lock.weights if allow_mismatch is None else None
+    return check_base(lock, base, weights, allow_mismatch=allow_mismatch)
 
 
 def _check_weights(
