@@ -167,3 +167,16 @@ def test_what_a_change_asks_for(make, files, keys, level: str | None, part: str 
     changes = find_changes(make("old"), make("new", files, **keys))
     assert demanded(changes) == level
     assert [change.part for change in changes[:1]] == ([part] if part else [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (b'{"peft_version": "0.99", "r": 4}', "adapter_config.json: peft_version changed, which changes no"),
+        (b'{\n"r":4, "peft_version": "0.20"}', "is written differently, and says the same"),
+    ],
+)
+def test_what_is_neutral_is_told_as_what_it_is(make, settings: bytes, words: str) -> None:
+    old = make("old", {"adapter_config.json": b'{"r": 4, "peft_version": "0.20"}'})
+    (change,) = find_changes(old, make("new", {"adapter_config.json": settings}))
+    assert words in change.what

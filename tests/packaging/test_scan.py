@@ -87,6 +87,15 @@ def test_a_hub_cache_snapshot_is_no_escape(tiny_release: Path, tmp_path: Path) -
 def test_what_is_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="no such folder"):
         scan_folder(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(ReleaseError, match="is a file, not a folder"):
+        scan_folder(tmp_path / "file")
+
+
+def test_a_folder_without_an_adapter_is_said_to_be_none(tiny_base: Path, tmp_path: Path) -> None:
+    for folder, words in ((tmp_path, "nothing of a model"), (tiny_base, "values were not looked at")):
+        (found,) = [it for it in scan_folder(folder).findings if it.rule == "no-adapter"]
+        assert (found.severity, words in found.what) == ("info", True)
 
 
 def test_another_kind_of_adapter_is_said_to_be_one(tiny_adapter: Path, tmp_path: Path) -> None:

@@ -164,8 +164,10 @@ def _compare_contents(old: Path, new: Path, name: str, part: str, level: Level) 
     weighty = sorted(keys - {"chat_template"} - _NEUTRAL[name])
     if weighty:
         yield Change(level, part, f"{name}: {_some(weighty)} changed")
-    elif "chat_template" not in keys:
+    elif not keys:
         yield Change("patch", "records", f"{name} is written differently, and says the same")
+    elif "chat_template" not in keys:
+        yield Change("patch", "records", f"{name}: {_some(sorted(keys))} changed, which changes no answer")
 
 
 def _other_settings(old: Path, new: Path) -> set[str] | None:

@@ -78,7 +78,8 @@ def convert_pickle(pickle: Path, out: Path) -> Converted:
 def _check_pickle(path: Path) -> None:
     """Refuse, by its opcodes and its archive's listing, what must not be opened at all."""
     if not path.is_file():
-        raise ReleaseError(f"{path}: no such file", "name an adapter_model.bin")
+        kind = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise ReleaseError(f"{path}: {kind}", "name an adapter_model.bin")
     if path.suffix == ".safetensors":
         raise ReleaseError(f"{path} is in safetensors already", "use it as it is")
     found = read_pickle(path)

@@ -160,7 +160,7 @@ def _content(folder: Path, name: str) -> Iterator[Finding]:
 
 def _pickle(path: Path, name: str) -> Finding:
     pickle = read_pickle(path)
-    safer = f"`adapterhub convert {quote(name)} --out DIR` makes safetensors of it"
+    safer = f"`adapterhub convert {quote(path)} --out DIR` makes safetensors of it"
     if pickle.calls:
         what = f"a pickle that calls {quote(', '.join(pickle.calls[:4]))} when it is opened"
         return Finding("high", "pickle-calls", what, name, "do not open it; tell whoever hosts it")

@@ -52,7 +52,8 @@ def scan_folder(folder: Path, base: Path | None = None) -> ScanReport:
     checkpoint.
     """
     if not folder.is_dir():
-        raise ReleaseError(f"{folder}: no such folder", "check the path, or write owner/name for the Hub")
+        kind = "is a file, not a folder" if folder.is_file() else "no such folder"
+        raise ReleaseError(f"{folder}: {kind}", "check the path, or write owner/name for the Hub")
     checkpoint = open_checkpoint(base) if base is not None else None
     return ScanReport(folder, worst_first(_scan(folder, checkpoint, contents=True)))
 

@@ -47,7 +47,10 @@ def scan_weights(folder: Path, names: list[str], base: Checkpoint | None) -> Ite
             except ReleaseError as err:
                 sound = False
                 yield Finding("high", "safetensors", quote(err.what), name, err.fix)
-    if not sound or CONFIG_NAME not in names or (WEIGHTS_NAME not in names and PICKLE_NAME in names):
+    if CONFIG_NAME not in names:
+        yield _no_adapter(any(name.endswith(".safetensors") for name in names))
+        return
+    if not sound or (WEIGHTS_NAME not in names and PICKLE_NAME in names):
         return
     settings, _problem = read_json(folder / CONFIG_NAME)
     if isinstance(settings, dict) and settings.get("peft_type", "LORA") != "LORA":
@@ -79,6 +82,15 @@ def layer_norms(adapter: Adapter) -> Iterator[LayerNorm]:
         squared = float(((b.T @ b) * (a @ a.T)).sum())
         norm = abs(pair.scale) * math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else math.nan
         yield LayerNorm(module, norm)
+
+
+def _no_adapter(has_tensors: bool) -> Finding:
+    """That a scan without findings says little of a folder which is no adapter."""
+    if has_tensors:
+        what = f"there is no {CONFIG_NAME}: the tensors' values were not looked at, their headers were"
+        return Finding("info", "no-adapter", what, ".", "for an adapter, take what belongs to it too")
+    what = f"there is neither an {CONFIG_NAME} nor a .safetensors file: nothing of a model was looked at"
+    return Finding("info", "no-adapter", what, ".", "check that it is the folder that you mean")
 
 
 def _place(what: str) -> str:
