@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -150,8 +151,11 @@ def test_a_key_that_came_with_its_release_is_never_trusted_in_silence(
 
 def test_what_verify_says_to_do_does_it(tiny_release: Path, ann: KeyPair, run_cli: RunCli) -> None:
     sign_release(tiny_release, ann.private)
-    assert run_cli("trust", "add", "--from", tiny_release, "--yes")[0] == 0
-    code, out, _err = run_cli("verify", tiny_release)
+    folder = tiny_release.rename(tiny_release.with_name("my release"))
+    _code, _out, err = run_cli("verify", folder)
+    proposed = shlex.split(err.rpartition("adapterhub ")[2])
+    assert run_cli(*proposed, "--yes")[0] == 0
+    code, out, _err = run_cli("verify", folder)
     assert (code, f"signed by    {ann.fingerprint}  (model.sig; trusted by" in out) == (0, True)
 
 

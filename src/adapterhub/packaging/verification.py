@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -112,7 +113,7 @@ def how_to_trust(bundle: Bundle, publisher: str | None, source: object) -> str:
     """
     rule = f"'{publisher.partition('/')[0]}/*' " if publisher else ""
     if bundle.name == SIGNATURE_NAME and bundle.public_pem is not None:
-        return f"adapterhub trust add {rule}--from {source}"
+        return f"adapterhub trust add {rule}--from {shlex.quote(str(source))}"
     what = {
         "key": "--key FILE",
         "certificate": "--certificate FILE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -160,7 +161,7 @@ def _content(folder: Path, name: str) -> Iterator[Finding]:
 
 def _pickle(path: Path, name: str) -> Finding:
     pickle = read_pickle(path)
-    safer = f"`adapterhub convert {quote(path)} --out DIR` makes safetensors of it"
+    safer = f"`adapterhub convert {quote(shlex.quote(str(path)))} --out DIR` makes safetensors of it"
     if pickle.calls:
         what = f"a pickle that calls {quote(', '.join(pickle.calls[:4]))} when it is opened"
         return Finding("high", "pickle-calls", what, name, "do not open it; tell whoever hosts it")
