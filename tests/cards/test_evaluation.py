@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adapterhub.cards.evaluation import Subject, evaluate
-from adapterhub.cards.generation import Decoding, batches, generate_answers
+from adapterhub.cards.generation import Decoding, generate_answers
 from adapterhub.cards.losses import measure_losses
 from adapterhub.cards.questions import Question, answer_budget, pose
 from adapterhub.errors import TrainingError
@@ -138,21 +138,6 @@ def test_an_answer_ends_at_the_end_token_or_is_unfinished(
     assert stopped.finished
     assert free.text.startswith(stopped.text)
     assert len(stopped.text) < len(free.text)
-
-
-def test_batches_never_cut_a_right_answer_at_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
-    long_prompt = make_question(tokenizer, "a " * 60, "1")
-    long_answer = make_question(tokenizer, "a " * 50, "b " * 60)
-    context = max(len(long_prompt.input_ids), len(long_answer.input_ids))
-    assert all(question.fits(context) for question in (long_prompt, long_answer))
-    settings = decoding(tokenizer, batch_size=8, max_new_tokens=200)
-    assert batches([long_answer, long_prompt], settings) == [[1, 0]]
-    assert batches(
-        [long_answer, long_prompt], decoding(tokenizer, batch_size=8, max_new_tokens=200, context=context)
-    ) == [
-        [1],
-        [0],
-    ]
 
 
 def test_loss_is_transformers_own(model: PeftModel, questions: list[Question]) -> None:

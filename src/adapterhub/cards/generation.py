@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Left padding is computed like the rest; a batch of its own costs a step's fixed part for every new token.
-# Tokens that such a part is worth: an estimate for small models on a CPU, not measured.
-_STEP_COST = 16
-
 Report = Callable[[int, int], None]
 """Called with the rows done and the rows in all."""
 
@@ -67,23 +63,37 @@ def generate_answers(
     questions: Sequence[Prompt],
     decoding: Decoding,
     report: Report,
+    limits: Sequence[int] | None = None,
 ) -> list[Answer]:
     """The model's answer to each question, in the questions' order.
 
-    Prompts are batched by length with left padding, in an order that depends on the questions alone. In
-    bf16 an answer can still depend on its batch mates' lengths through rounding, so the batch size belongs
-    to the result.
+    ``limits`` are the tokens that each answer may take; None: the decoding's for all. Prompts are asked
+    together in an order that depends on the questions and limits alone, and the next ones start as answers
+    end. Rounding depends on what is computed together, so the batch size belongs to the result.
     """
-    answers: list[Answer | None] = [None] * len(questions)
-    done = 0
-    with _plain_settings(model, decoding), _own_randomness(model), weights_held(model):
-        for batch in batches(questions, decoding):
-            prompts = [questions[index].prompt_ids for index in batch]
-            for index, tokens in zip(batch, _continue(model, prompts, decoding), strict=True):
-                answers[index] = _read(tokenizer, tokens, decoding.end_tokens)
-            done += len(batch)
-            report(done, len(questions))
-    return [answer for answer in answers if answer is not None]
+    import torch
+
+    from adapterhub.cards.continuing import continue_prompts
+
+    prompts = [question.prompt_ids for question in questions]
+    most = list(limits) if limits is not None else [decoding.max_new_tokens] * len(questions)
+    if decoding.context is not None:
+        most = [min(limit, decoding.context - len(ids)) for limit, ids in zip(most, prompts, strict=True)]
+    total = len(questions)
+    with (
+        _plain_settings(model, decoding),
+        _own_randomness(model),
+        weights_held(model),
+        torch.inference_mode(),
+    ):
+        if decoding.sampling is not None:
+            torch.manual_seed(decoding.sampling.seed)
+        said = continue_prompts(
+            model, prompts, most, decoding.batch_size, decoding.end_tokens, lambda done: report(done, total)
+        )
+        if said is None:
+            said = _continue_whole(model, prompts, most, decoding, report)
+    return [_read(tokenizer, tokens, decoding.end_tokens) for tokens in said]
 
 
 def part_of(report: Report, before: int, total: int) -> Report:
@@ -91,62 +101,42 @@ def part_of(report: Report, before: int, total: int) -> Report:
     return lambda done, _group: report(before + done, total)
 
 
-def batches(questions: Sequence[Prompt], decoding: Decoding) -> list[list[int]]:
-    """Indices of ``questions`` in batches, longest prompts first (what does not fit in memory shows at once).
+def _continue_whole(
+    model: Any, prompts: Sequence[list[int]], limits: Sequence[int], decoding: Decoding, report: Report
+) -> list[list[int]]:
+    """New tokens after each prompt, by a model whose cache holds for whole batches only, to their last end.
 
-    A batch may generate up to the context less its longest prompt; a question whose reference would then
-    be cut (or that has none, and would have less than it may take) starts a new batch, as does one so short
-    that its padding would cost more than the steps of another batch.
+    A batch takes prompts of one limit, so that none is cut by its mates' length.
     """
-    order = sorted(range(len(questions)), key=lambda index: (-len(questions[index].prompt_ids), index))
-    result: list[list[int]] = []
-    for index in order:
-        reference_tokens = questions[index].reference_tokens
-        needed = min(reference_tokens or decoding.max_new_tokens, decoding.max_new_tokens)
-        if (
-            result
-            and len(result[-1]) < decoding.batch_size
-            and needed <= _room(questions, result[-1], decoding)
-            and _padding(questions, [*result[-1], index]) <= _STEP_COST * decoding.max_new_tokens
-        ):
-            result[-1].append(index)
-        else:
-            result.append([index])
-    return result
-
-
-def _padding(questions: Sequence[Prompt], batch: Sequence[int]) -> int:
-    """Tokens of padding in the batch; its first question has the longest prompt."""
-    width = len(questions[batch[0]].prompt_ids)
-    return sum(width - len(questions[index].prompt_ids) for index in batch)
-
-
-def _room(questions: Sequence[Prompt], batch: Sequence[int], decoding: Decoding) -> int:
-    """New tokens the batch may take; its first question has the longest prompt."""
-    if decoding.context is None:
-        return decoding.max_new_tokens
-    return min(decoding.max_new_tokens, decoding.context - len(questions[batch[0]].prompt_ids))
-
-
-def _continue(model: Any, prompts: Sequence[list[int]], decoding: Decoding) -> list[list[int]]:
-    """New tokens after each prompt, up to the batch's end: what follows a row's end token is padding."""
     import torch
 
-    width = max(len(prompt) for prompt in prompts)
-    filler = decoding.end_tokens[0]
-    ids = [[filler] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    room = decoding.max_new_tokens if decoding.context is None else decoding.context - width
-    if decoding.sampling is not None:
-        torch.manual_seed(decoding.sampling.seed)
-    with torch.inference_mode():
+    said: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    for batch in _whole_batches(prompts, limits, decoding.batch_size):
+        width = max(len(prompts[at]) for at in batch)
+        ids = [[decoding.end_tokens[0]] * (width - len(prompts[at])) + prompts[at] for at in batch]
+        mask = [[0] * (width - len(prompts[at])) + [1] * len(prompts[at]) for at in batch]
         output: torch.Tensor = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
-            max_new_tokens=min(decoding.max_new_tokens, room),
+            max_new_tokens=limits[batch[0]],
         )
-    new_tokens: list[list[int]] = output[:, width:].tolist()
-    return new_tokens
+        for at, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+            said[at] = tokens
+        done += len(batch)
+        report(done, len(prompts))
+    return said
+
+
+def _whole_batches(prompts: Sequence[list[int]], limits: Sequence[int], size: int) -> list[list[int]]:
+    """Indices of ``prompts``, at most ``size`` of one limit in each batch; the longest first."""
+    result: list[list[int]] = []
+    for at in sorted(range(len(prompts)), key=lambda at: (-limits[at], -len(prompts[at]), at)):
+        if result and len(result[-1]) < size and limits[result[-1][0]] == limits[at]:
+            result[-1].append(at)
+        else:
+            result.append([at])
+    return result
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], end_tokens: Sequence[int]) -> Answer:

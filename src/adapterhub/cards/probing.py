@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cards.checks import passes, read_check
 from adapterhub.cards.evaluation import StageReport, describe_decoding, out_of_memory_in_words
 from adapterhub.cards.failures import failure_id
-from adapterhub.cards.generation import Answer, Decoding, generate_answers, part_of
+from adapterhub.cards.generation import Answer, Decoding, generate_answers
 from adapterhub.cards.paired import count_discordant, find, holm, mcnemar
 from adapterhub.cards.probes import Probe, Suite
 from adapterhub.cards.questions import Prompt, pose_prompt
@@ -102,23 +102,17 @@ def ask_probes(
 
     Raises TrainingError when the device runs out of memory.
     """
-    limits: dict[int, list[int]] = defaultdict(list)
-    for index, probe in enumerate(posed.probes):
-        limits[probe.max_new_tokens].append(index)
-    answers: dict[int, Answer] = {}
-    total = len(posed.probes)
-    report(stage, 0, total)
+    limits = [probe.max_new_tokens for probe in posed.probes]
+    report(stage, 0, len(limits))
     with out_of_memory_in_words(decoding.batch_size):
-        for limit, members in sorted(limits.items(), reverse=True):
-            found = generate_answers(
-                model,
-                tokenizer,
-                [posed.prompts[index] for index in members],
-                replace(decoding, max_new_tokens=limit),
-                part_of(partial(report, stage), len(answers), total),
-            )
-            answers.update(zip(members, found, strict=True))
-    return [answers[index] for index in range(total)]
+        return generate_answers(
+            model,
+            tokenizer,
+            posed.prompts,
+            replace(decoding, max_new_tokens=max(limits)),
+            partial(report, stage),
+            limits,
+        )
 
 
 def probe_both(
