@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -199,10 +196,11 @@ def _merge_best(
     from adapterhub.packaging.evidence import FIDELITY, to_json
     from adapterhub.packaging.files import publish_folder
     from adapterhub.packaging.release import Release
+    from adapterhub.packaging.temporary import scratch_beside
 
     reports: dict[str, MergeReport] = {}
     found: dict[str, FidelityEvidence] = {}
-    with _folder_beside(out) as beside:
+    with scratch_beside(out) as beside:
         targets: tuple[Onto, Onto] = ("trained", "original")
         for onto in targets:
             click.echo(f"trying --onto {onto}", err=True)
@@ -220,16 +218,6 @@ def _merge_best(
         publish_folder(beside / best, out)
     report = reports[best]
     return replace(report, out=out, release=Release.open(out) if report.release else None), evidence
-
-
-@contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tell_merge(report: MergeReport, evidence: FidelityEvidence | None, as_json: bool) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -69,11 +66,12 @@ def retarget_command(
     base, evidence/retarget.json in it.
     """
     from adapterhub.packaging.files import check_target
+    from adapterhub.packaging.temporary import scratch_beside
 
     began = time.perf_counter()
     check_target(out)
     move = plan_move(open_checked(release, endpoint), base, kind, text, limit, trained_on, endpoint)
-    with folder_beside(out) as scratch:
+    with scratch_beside(out) as scratch:
         outcome = refit_move(move, scratch)
         evidence = describe_move(move, outcome, text, began)
         _write(move, outcome, evidence, out)
@@ -116,14 +114,6 @@ def _draft(move: Move) -> Manifest:
             "files": {},
         }
     )
-
-
-@contextmanager
-def folder_beside(out: Path) -> Iterator[Path]:
-    """A folder for a while, on the disk that ``out`` will be on."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-        yield Path(folder)
 
 
 def _as_text(evidence: RetargetEvidence, out: Path) -> str:

@@ -29,6 +29,17 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A folder for a while, on the disk that ``target`` will be on. Leftovers go first. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(target) as folder:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_leftovers(target: Path) -> None:
     """Remove temporary folders of ``target`` that no living process holds, as far as they can be."""
     ours = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.tmp")  # the names that tempfile gives
