@@ -191,3 +191,25 @@ metadata:
     task.write_text("task: [")
     code, _, err = run_cli("eval", tiny_release, "--tasks", task, "--base", tiny_base)
     assert (code, "lm-eval cannot run" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("RELEASE", "--probes", "math", "absent-1", "absent-2", "--seed", 1),
+        ("--probes", "math", "RELEASE", "absent-1", "absent-2"),
+        ("--seed", 1, "--probes=math", "RELEASE", "--probes", "absent-1,absent-2"),
+        ("RELEASE", "--json", "--probes", "absent-1", "--probes", "absent-2"),
+    ],
+)
+def test_an_option_takes_several_values_in_a_row(
+    tiny_release: Path, words: tuple[object, ...], run_cli: RunCli
+) -> None:
+    code, _, err = run_cli("eval", *(tiny_release if word == "RELEASE" else word for word in words))
+    assert code != 0
+    assert "absent-1" in err
+
+
+def test_a_word_after_an_option_of_one_value_is_none_of_it(tiny_release: Path, run_cli: RunCli) -> None:
+    code, _, err = run_cli("eval", tiny_release, "--data", "a.jsonl", "b.jsonl")
+    assert (code, "b.jsonl" in err) == (2, True)

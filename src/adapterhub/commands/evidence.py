@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.commands import asking, figures, measuring
+from adapterhub.commands.listing import ListingCommand
 from adapterhub.commands.targets import base_mismatch_option
 from adapterhub.errors import ReleaseError
 
@@ -33,7 +34,7 @@ class _Wanted:
     batch_size: int
 
 
-@click.command("eval")
+@click.command("eval", cls=ListingCommand)
 @click.argument("release", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Held-out rows, like test.jsonl.")
 @click.option(
@@ -43,9 +44,9 @@ class _Wanted:
 )
 @click.option(
     "--probes",
-    metavar="all|CLASS|FILE",
+    metavar="all|CLASS…|FILE…",
     multiple=True,
-    help="Ask probes: all built-in ones, a class of them, or a file of your own. Several: repeat, or commas.",
+    help="Ask probes: all built-in ones, a class of them, or a file of your own; several in a row.",
 )
 @click.option(
     "--seed",
@@ -56,9 +57,9 @@ class _Wanted:
 )
 @click.option(
     "--tasks",
-    metavar="TASK",
+    metavar="TASK…",
     multiple=True,
-    help="Run benchmarks of lm-eval, or task files (.yaml). Several: repeat, or commas.",
+    help="Run benchmarks of lm-eval, or task files (.yaml); several in a row.",
 )
 @click.option(
     "--few-shot", type=click.IntRange(min=0), help="Examples before a question. Default: the task's."

@@ -11,6 +11,7 @@ import click
 
 from adapterhub.commands import asking, measuring
 from adapterhub.commands.evidence import find_suites
+from adapterhub.commands.listing import ListingCommand
 from adapterhub.errors import DataError
 
 if TYPE_CHECKING:
@@ -121,11 +122,11 @@ def add_command(
     click.echo(case.id)
 
 
-@click.command("mine")
+@click.command("mine", cls=ListingCommand)
 @click.argument("release", type=click.Path(path_type=Path))
 @click.option(
     "--probes",
-    metavar="all|CLASS|FILE",
+    metavar="all|CLASS…|FILE…",
     multiple=True,
     help="Where to look: see `adapterhub eval`. Default, without --data: all built-in probes.",
 )
