@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from hashlib import sha1, sha256
 from pathlib import Path
@@ -33,13 +34,24 @@ def hold_small_files(folder: Path, names: Iterable[str]) -> dict[str, HeldFile]:
     found: dict[str, HeldFile] = {}
     left = _ALL
     for name in names:
-        try:
-            with (folder / name).open("rb") as file:
-                if os.fstat(file.fileno()).st_size > min(_FILE, left):
-                    continue
-                data = file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            continue
-        left -= len(data)
-        found[name] = HeldFile(data, sha256(data).hexdigest())
+        data = _read(folder / name, min(_FILE, left))
+        if data is not None:
+            left -= len(data)
+            found[name] = HeldFile(data, sha256(data).hexdigest())
     return found
+
+
+def _read(path: Path, most: int) -> bytes | None:
+    """A file's bytes; None when there is no such file, or it is larger than ``most``."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is no file, and is not waited for
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        known = os.fstat(file)
+        if not stat.S_ISREG(known.st_mode) or known.st_size > most:
+            return None
+        data = os.read(file, known.st_size + 1)
+        return data if len(data) == known.st_size else None  # one that grows is read as large ones are
+    finally:
+        os.close(file)

@@ -72,7 +72,9 @@ class Release:
                     "remove what does not belong to the release, or take it from its source again",
                 )
         names = sorted(listed if only is None else only)
-        for name in names:
+        digests = dict(known or {})
+        unknown = [name for name in names if name not in digests]
+        for name in unknown:
             size = _file_size(self.path / name)
             if size is None:
                 what = f"{self.path / name} is listed in {MANIFEST_NAME} but missing"
@@ -82,8 +84,7 @@ class Release:
                 )
             if size != listed[name].size:
                 raise self._changed(name)
-        digests = dict(known or {})
-        digests |= sha256_files(self.path, [name for name in names if name not in digests])
+        digests |= sha256_files(self.path, unknown)
         for name in names:
             if digests[name] != listed[name].sha256:
                 raise self._changed(name)
