@@ -80,10 +80,10 @@ def sections() -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 ELSEWHERE = """\
-Beside these: another base, with what differs ([test_load.py](../test_load.py),
-[test_base.py](../packaging/test_base.py)); tags that were moved, releases that went back, another signer than
-locked ([test_lock.py](../hub/test_lock.py)); a cache that was written into
-([test_pull.py](../hub/test_pull.py)); trust files that others may write
+Beside these: another base, with what differs, and factors for layers that the base has not, or in
+another size ([test_load.py](../test_load.py), [test_base.py](../packaging/test_base.py)); tags that were
+moved, releases that went back, another signer than locked ([test_lock.py](../hub/test_lock.py)); a cache
+that was written into ([test_pull.py](../hub/test_pull.py)); trust files that others may write
 ([test_trust.py](../packaging/test_trust.py)). What reads strangers' bytes is fuzzed by
 [benchmarks/fuzz.py](../../benchmarks/fuzz.py).
 """

@@ -123,6 +123,7 @@ def test_what_weights_only_loading_refuses_is_named(folder: Path, run_cli: Run) 
     assert not (folder.parent / "out").exists()
 
 
+@pytest.mark.slow
 def test_tensors_come_out_as_they_were(
     tiny_adapter: Path, folder: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 2},
     "lfm2": {**SMALL, "layer_types": ["conv", "full_attention"] * 2},
 }
+SLOW = ("bloom", "gemma2", "lfm2")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,10 @@ def make_model(architecture: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ARCHITECTURES],
+)
 def test_each_answer_is_the_one_alone_up_to_its_own_limit(
     architecture: str, tokenizer: PreTrainedTokenizerBase, questions: list[Prompt]
 ) -> None:

@@ -478,6 +478,7 @@ def test_a_hub_that_is_not_there_or_does_not_answer(tiny_release, monkeypatch) -
     assert "check the network" in error.value.fix
 
 
+@pytest.mark.slow
 def test_a_hub_that_dies_in_the_middle_of_an_upload(start_hub, tiny_release, tmp_path, monkeypatch) -> None:
     import time
 

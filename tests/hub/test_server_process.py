@@ -61,6 +61,7 @@ def test_it_says_where_it_listens_and_stops_without_a_word(
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_it_stops_though_a_client_holds_a_connection_open(start_hub, tmp_path: Path) -> None:
     with start_hub(tmp_path / "root") as server:
         port = int(server.url.rpartition(":")[2])
@@ -97,6 +98,7 @@ def test_an_open_hub_stays_on_loopback(tmp_path: Path) -> None:
         assert "fix: give --user and --token" in done.stderr
 
 
+@pytest.mark.slow
 def test_kept_tokens_close_the_hub_for_good(start_hub, tmp_path: Path) -> None:
     root = tmp_path / "root"
     added = cli("token", "add", root, "--user", "bob", "--org", "team")
@@ -126,6 +128,7 @@ def test_usage_errors(tmp_path: Path) -> None:
     assert (damaged.returncode, "cannot be read" in damaged.stderr) == (5, True)
 
 
+@pytest.mark.slow
 def test_a_taken_port_and_a_root_in_use_are_said(start_hub, tmp_path: Path) -> None:
     with start_hub(tmp_path / "root") as server:
         port = server.url.rpartition(":")[2]
@@ -358,6 +361,7 @@ def test_a_hub_killed_again_and_again(start_hub, tmp_path: Path) -> None:
     kill_in_a_loop(start_hub, tmp_path / "root", rounds=25)
 
 
+@pytest.mark.slow
 def test_locks_that_a_killed_process_left_are_cleared(start_hub, tmp_path: Path) -> None:
     root = tmp_path / "root"
     with start_hub(root) as server:

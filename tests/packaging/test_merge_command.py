@@ -115,6 +115,7 @@ def test_neither_transformers_nor_peft_is_imported(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_light_commands_import_no_torch(tiny_release: Path, tmp_path: Path) -> None:
     script = (
         "import sys\n"

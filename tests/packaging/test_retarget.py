@@ -108,7 +108,7 @@ def test_a_base_with_room_for_all_of_it_is_met_exactly(tiny_release: Path, tiny_
     assert fit.report.error_after < 1e-4
 
 
-@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("stored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_command_makes_a_release_for_the_other_base(
     tiny_release: Path, tiny_base: Path, stored_base: Path, tmp_path: Path, run_cli: RunCli, stored: bool
 ) -> None:

@@ -209,6 +209,7 @@ def test_two_processes_never_train_into_one_folder(run_cli: Run, recipe: Path, i
     assert run_cli("train", recipe, "--out", interrupted, "--resume")[0] == 0
 
 
+@pytest.mark.slow
 def test_held_out_rows_are_never_training_rows(
     run_cli: Run, recipe: Path, tmp_path: Path, rows: Path
 ) -> None:
@@ -409,7 +410,8 @@ def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> No
     assert any(gradient.abs().sum() > 0 for gradient in before.values())
 
 
-@pytest.mark.parametrize("fail_at", [0, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fail_at", [0, 4])
 def test_out_of_memory_is_planned_anew_and_nothing_is_lost(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:
@@ -459,6 +461,7 @@ def test_out_of_memory_with_nothing_left_to_give_is_said(
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_base_that_bitsandbytes_gets_wrong_on_the_cpu_is_refused(
     run_cli: Run, recipe: Path, tmp_path: Path, tiny_base: Path
 ) -> None:

@@ -158,7 +158,9 @@ def test_of_new_tokens_only_their_rows_are_released(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [["lora.dora=true", *TOKENS], VARIANTS["pissa"], ["lora.init=loftq"]])
+@pytest.mark.parametrize(
+    "settings", [["lora.dora=true", *TOKENS], SLOW_VARIANTS["pissa"], ["lora.init=loftq"]]
+)
 def test_a_variant_interrupted_resumes_to_the_same_bytes(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
 ) -> None:
