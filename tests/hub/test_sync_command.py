@@ -232,7 +232,7 @@ def test_push_and_pull_import_no_framework(hub_server, repo, carded_release, tmp
         "assert main(['push', sys.argv[1], sys.argv[2]]) == 0\n"
         "assert main(['inspect', sys.argv[2]]) == 0\n"
         "assert main(['pull', sys.argv[2]]) == 0\n"
-        "heavy = {'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
+from typing import Any
 
 from adapterhub.cards.card import Card
 from adapterhub.cards.content import gather
@@ -27,14 +29,20 @@ def render_files(card: Card) -> dict[str, bytes]:
     The same release gives the same bytes, on the same version of this package and matplotlib. Raises
     ReleaseError for words of the author's that a card cannot hold.
     """
-    content, pictures = gather(card), _draw_pictures(card)
+    content, pictures = gather(card), {name: draw() for name, draw in _plan_pictures(card).items()}
     return {
-        README: render_readme(card, content, {name: picture_path(name) for name in pictures}),
+        README: _render_readme(card, content),
         PAGE: render_page(card, content, pictures),
         **{picture_path(name): standalone(svg) for name, svg in pictures.items()},
         **results_files(card),
         **card.words.files,
     }
+
+
+def render_text(card: Card) -> bytes:
+    """README.md as ``render_files`` has it, without drawing the pictures that it shows: that takes most of a
+    card's time."""
+    return _render_readme(card, gather(card))
 
 
 def picture_path(name: str) -> str:
@@ -55,14 +63,18 @@ def check_files(release: Release, files: Mapping[str, bytes]) -> None:
             raise ReleaseError(f"{path} is not listed in the manifest as it is", fix)
 
 
-def _draw_pictures(card: Card) -> dict[str, str]:
-    """The card's pictures as SVG elements, by name."""
-    pictures = {}
+def _render_readme(card: Card, content: dict[str, Any]) -> bytes:
+    return render_readme(card, content, {name: picture_path(name) for name in _plan_pictures(card)})
+
+
+def _plan_pictures(card: Card) -> dict[str, Callable[[], str]]:
+    """The card's pictures by name; each is drawn, as an SVG element, when it is called."""
+    pictures: dict[str, Callable[[], str]] = {}
     run = describe_run(card)
     if card.curve is not None and run is not None:
-        pictures["curve"] = draw_curve(card.curve, run)
+        pictures["curve"] = partial(draw_curve, card.curve, run)
     layers = describe_layers(card.fidelity) if card.fidelity else None
     if card.fidelity is not None and layers is not None:
-        pictures["layers"] = draw_layers(card.fidelity.figures.layers, layers)
-    pictures["lineage"] = draw_lineage(card)
+        pictures["layers"] = partial(draw_layers, card.fidelity.figures.layers, layers)
+    pictures["lineage"] = partial(draw_lineage, card)
     return pictures

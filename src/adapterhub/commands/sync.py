@@ -192,10 +192,10 @@ def _check_card(release: Release) -> None:
     if release.manifest.base is None:  # a dataset's, or one that its maker wrote
         return
     from adapterhub.cards.card import read_card
-    from adapterhub.cards.rendering import check_files, render_files
+    from adapterhub.cards.rendering import check_files, render_text
 
     release.check_files(only=[_CARD])  # a changed file is not a stale one
-    check_files(release, {_CARD: render_files(read_card(release))[_CARD]})
+    check_files(release, {_CARD: render_text(read_card(release))})
 
 
 def _say_pushed(release: Release, pushed: Pushed) -> None:
