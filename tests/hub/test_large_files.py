@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 from adapterhub.errors import AdapterHubError, HubError
 from adapterhub.hub import client as client_module
+from adapterhub.hub import flushing
 from adapterhub.hub.client import connect, list_tags, resolve
 from adapterhub.hub.contents import Content
 from adapterhub.hub.downloads import download_contents
@@ -156,6 +158,23 @@ def test_flipped_bytes_are_found_and_fetched_anew(published, line, check) -> Non
     line.flip_at = LARGE // 2
     check()
     assert line.fetched > 1.9 * LARGE
+
+
+def test_a_file_is_written_out_while_it_comes(published, line, hub_cache, check, monkeypatch) -> None:
+    """And a disk that fails then is an error, after which the next run goes on."""
+    flushed, real = [], flushing._write_out
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(flushing, "_AT_ONCE", 4 << 20)
+    monkeypatch.setattr(flushing, "_write_out", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        pull(published[0], endpoint=line.url)
+    assert not [path for path in hub_cache.rglob("blobs/*") if path.stat().st_size == LARGE]
+    monkeypatch.setattr(flushing, "_write_out", lambda fd: flushed.append(os.fstat(fd).st_size) or real(fd))
+    check()
+    assert 0 < flushed[0] < LARGE
 
 
 @pytest.mark.parametrize("content", [b"\0" * (LARGE // 2), b"\0" * LARGE, b"\0" * (LARGE + 9), b""])

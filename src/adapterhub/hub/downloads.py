@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from adapterhub.errors import AdapterHubError, HubError
 from adapterhub.hub.client import RepoType, hub_errors, hub_headers, keep_bars_out_of_files, repo_cache
 from adapterhub.hub.contents import Content, Digest
+from adapterhub.hub.flushing import Flusher
 from adapterhub.hub.refs import Ref
 
 if TYPE_CHECKING:
@@ -239,13 +240,15 @@ class _Download:
                 file.seek(0)
                 digest, have = Digest(self.content), 0
             self._check_range(response, have)
-            for chunk in response.iter_raw(_CHUNK):
-                self._check_running()
-                if file.tell() + len(chunk) > self.content.size:
-                    chunk = chunk[: self.content.size - file.tell()]  # its sha256 will tell
-                file.write(chunk)
-                digest.add(chunk)
-                self.tally.add(len(chunk))
+            with closing(Flusher(file.fileno(), self.content.size)) as flusher:
+                for chunk in response.iter_raw(_CHUNK):
+                    self._check_running()
+                    if file.tell() + len(chunk) > self.content.size:
+                        chunk = chunk[: self.content.size - file.tell()]  # its sha256 will tell
+                    file.write(chunk)
+                    digest.add(chunk)
+                    flusher.add(len(chunk))
+                    self.tally.add(len(chunk))
         return digest
 
     def _check_range(self, response: httpx2.Response, have: int) -> None:
