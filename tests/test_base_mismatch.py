@@ -39,6 +39,7 @@ def recorded(mismatch: dict) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_measurements_record_it(tiny_release: Path, other: Path, rows: Path, run_cli: Run) -> None:
     args = ("eval", tiny_release, "--data", rows, "--base", other)
     code, _, err = run_cli(*args)

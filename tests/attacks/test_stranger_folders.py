@@ -239,7 +239,13 @@ def test_a_sound_adapter_has_nothing_above_low(adapter: Path) -> None:
     check_loadable(adapter)
 
 
-@pytest.mark.parametrize(("attack", "rule"), HIGH.values(), ids=HIGH)
+@pytest.mark.parametrize(
+    ("attack", "rule"),
+    [
+        pytest.param(*it, id=name, marks=pytest.mark.slow if name == "template without end" else ())
+        for name, it in HIGH.items()
+    ],
+)
 def test_it_is_high_and_not_loaded(adapter: Path, attack: Attack, rule: str) -> None:
     attack(adapter)
     found = [finding for finding in scan_folder(adapter).findings if finding.severity == "high"]

@@ -277,6 +277,7 @@ def test_the_recipe_and_the_programs_are_whole(rich_release: Path, run_cli: RunC
         assert program in page.text
 
 
+@pytest.mark.slow
 def test_the_same_release_gives_the_same_bytes(rich_release: Path, run_cli: RunCli, tmp_path: Path) -> None:
     names = ("README.md", "card.html", "evidence/curve.svg", "adapterhub.json")
     other = tmp_path / "elsewhere" / "tiny-orders"
@@ -352,6 +353,7 @@ def test_a_data_set_release_has_no_card_yet(tiny_release: Path, run_cli: RunCli,
     assert (code, "without a base model" in err) == (3, True)
 
 
+@pytest.mark.slow
 def test_a_signed_release_keeps_its_card(rich_release: Path, run_cli: RunCli) -> None:
     run_cli("card", rich_release)
     (rich_release / "model.sig").write_bytes(b"{}")
@@ -362,6 +364,7 @@ def test_a_signed_release_keeps_its_card(rich_release: Path, run_cli: RunCli) ->
     assert (code, "is signed" in err) == (3, True)
 
 
+@pytest.mark.slow
 def test_the_card_needs_no_torch(rich_release: Path) -> None:
     program = (
         "import sys; from adapterhub.cli import main; code = main(['card', sys.argv[1]]);"

@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba": {"vocab_size": 384, "hidden_size": 64, "num_hidden_layers": 2},
     "lfm2": {**SMALL, "layer_types": ["conv", "full_attention"] * 2},
 }
-SLOW = ("bloom", "gemma2", "lfm2")
+SLOW = ("bloom", "gemma2", "gpt2", "lfm2")
 
 
 @pytest.fixture(scope="module")

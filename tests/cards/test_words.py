@@ -35,6 +35,7 @@ OVERRIDES = """{% block about %}
 """
 
 
+@pytest.mark.slow
 def test_words_stand_in_both_renderings_and_stay(rich_release: Path, run_cli: RunCli) -> None:
     (rich_release / "notes.md").write_text(NOTES, encoding="utf-8")
     (rich_release / "card.md.j2").write_text(OVERRIDES, encoding="utf-8")

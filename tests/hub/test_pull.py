@@ -525,6 +525,7 @@ def test_offline_mode(publish, get, repo, hub_cache) -> None:
     assert "HF_HUB_OFFLINE" in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_dies_between_two_files(start_hub, tiny_release, tmp_path, monkeypatch) -> None:
     import time
 

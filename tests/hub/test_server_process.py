@@ -114,6 +114,7 @@ def test_kept_tokens_close_the_hub_for_good(start_hub, tmp_path: Path) -> None:
         assert request(server.url, "POST", "/api/repos/create", {"name": "x"})[0] == 401
 
 
+@pytest.mark.slow
 def test_usage_errors(tmp_path: Path) -> None:
     assert "belong together" in cli("serve", tmp_path, "--user", "ada").stderr
     assert "belong together" in cli("serve", tmp_path, "--token", "t").stderr

@@ -141,6 +141,7 @@ def test_training_weights_alone_stay_what_they_are(
     assert max(error.chosen for error in report.rounding.weights) < 1e-3
 
 
+@pytest.mark.slow
 def test_an_interrupted_choice_goes_on_at_its_layer(
     tiny_release: Path, tiny_base: Path, texts: list[list[int]], tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_merge_with_text_is_calibrated_and_measured_on_other_rows(
     assert again.weights_digest == found.weights_digest
 
 
+@pytest.mark.slow
 def test_over_the_limit_nothing_is_left(
     tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

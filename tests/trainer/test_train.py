@@ -160,6 +160,7 @@ def interrupted(run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.
     return out
 
 
+@pytest.mark.slow
 def test_a_run_is_only_resumed_as_itself(run_cli: Run, recipe: Path, interrupted: Path) -> None:
     code, _, stderr = run_cli("train", recipe, "--out", interrupted, "--resume", "--set", "lora.rank=2")
     assert code == 6
