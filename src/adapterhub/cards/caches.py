@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from adapterhub.packaging.unwrapping import unwrap
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -26,7 +28,7 @@ def begin_cache(
     layers keep anything but keys and values (recurrent states), which cannot be taken apart by tokens and
     rows: such a model makes its own.
     """
-    inner = _inner(model)
+    inner = unwrap(model)
     if "past_key_values" not in inspect.signature(inner.forward).parameters:
         return None
     cache = _empty(inner, length)
@@ -49,7 +51,7 @@ def gather_rows(
     Rows are aligned on the right, as left padding has them: what is more than ``columns`` is padding and
     goes, what is less is padded with zeros, which the mask has to hide.
     """
-    result = _empty(_inner(model), length)
+    result = _empty(unwrap(model), length)
     held: list[list[Any]] = [list(cache.layers) for cache, _ in parts]
     for number, layers in enumerate(zip(*held, strict=True)):
         if not layers[0].is_initialized:
@@ -108,10 +110,6 @@ class _RoomyLayer(DynamicLayer):
         return rooms[0], rooms[1]
 
 
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _empty(inner: Any, length: int) -> DynamicCache:
     cache = DynamicCache(config=inner.config)
     cache.layers = [_RoomyLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -136,7 +134,7 @@ def _fill(cache: DynamicCache, model: Any, prompts: Sequence[list[int]], shared:
     A row that is padded by p has p masked columns there, then its first ``shared - p`` tokens: keys and
     values depend on a token's place in its own prompt, and not on its column.
     """
-    once = _empty(_inner(model), shared)
+    once = _empty(unwrap(model), shared)
     layers: list[Any] = list(once.layers)
     model(input_ids=torch.tensor([prompts[0][:shared]], device=model.device), past_key_values=once)
     if any(layer.is_initialized and layer.keys.shape[-2] < shared for layer in layers):

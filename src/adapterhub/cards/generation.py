@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cards.questions import Prompt
 from adapterhub.packaging.held import weights_held
+from adapterhub.packaging.unwrapping import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +183,7 @@ def _plain_settings(model: Any, decoding: Decoding) -> Iterator[None]:
     """Generate as ``decoding`` says and not otherwise: the base's own settings (penalties) stand aside."""
     from transformers import GenerationConfig
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     before = inner.generation_config
     drawn: dict[str, Any] = {"do_sample": False}
     if decoding.sampling is not None:

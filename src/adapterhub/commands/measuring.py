@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.errors import ManifestError, ReleaseError
+from adapterhub.packaging.unwrapping import unwrap
 
 if TYPE_CHECKING:
     from adapterhub.cards.generation import Decoding
@@ -116,7 +117,7 @@ def end_tokens(tokenizer: Any, model: Any) -> tuple[int, ...]:
     """What ends an answer: the template's end token, then the tokenizer's and the base's own."""
     from adapterhub.trainer.template import end_token_id
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     configured = inner.generation_config.eos_token_id
     others = configured if isinstance(configured, list) else [configured]
     found = [end_token_id(tokenizer), tokenizer.eos_token_id, *others]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.evidence import FidelityFigures, LayerError
+from adapterhub.packaging.unwrapping import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def decoder_layers(model: Any) -> list[tuple[str, torch.nn.Module]]:
 
     A PeftModel's are named as in its base. Raises ReleaseError for a model that keeps them elsewhere.
     """
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = unwrap(model)
     layers = getattr(plain.get_decoder(), "layers", None)
     if layers is None:
         raise ReleaseError(

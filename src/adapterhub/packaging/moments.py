@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.packaging.unwrapping import unwrap
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,7 +42,7 @@ def second_moments(
     """
     import torch
 
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = unwrap(model)
     sums: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Any:

@@ -10,6 +10,7 @@ from adapterhub.packaging.adapter import Adapter
 from adapterhub.packaging.checkpoint import Checkpoint
 from adapterhub.packaging.sums import plan_sums
 from adapterhub.packaging.tensors import read_tensor
+from adapterhub.packaging.unwrapping import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def weights_in(model: Any) -> Weights:
     import bitsandbytes
     import torch
 
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = unwrap(model)
 
     def read(module: str) -> torch.Tensor:
         layer = plain.get_submodule(module)
