@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -29,9 +29,10 @@ def render_files(card: Card) -> dict[str, bytes]:
     The same release gives the same bytes, on the same version of this package and matplotlib. Raises
     ReleaseError for words of the author's that a card cannot hold.
     """
-    content, pictures = gather(card), {name: draw() for name, draw in _plan_pictures(card).items()}
+    content, plan = gather(card), _plan_pictures(card)
+    pictures = {name: draw() for name, draw in plan.items()}
     return {
-        README: _render_readme(card, content),
+        README: _render_readme(card, content, plan),
         PAGE: render_page(card, content, pictures),
         **{picture_path(name): standalone(svg) for name, svg in pictures.items()},
         **results_files(card),
@@ -42,7 +43,7 @@ def render_files(card: Card) -> dict[str, bytes]:
 def render_text(card: Card) -> bytes:
     """README.md as ``render_files`` has it, without drawing the pictures that it shows: that takes most of a
     card's time."""
-    return _render_readme(card, gather(card))
+    return _render_readme(card, gather(card), _plan_pictures(card))
 
 
 def picture_path(name: str) -> str:
@@ -63,8 +64,8 @@ def check_files(release: Release, files: Mapping[str, bytes]) -> None:
             raise ReleaseError(f"{path} is not listed in the manifest as it is", fix)
 
 
-def _render_readme(card: Card, content: dict[str, Any]) -> bytes:
-    return render_readme(card, content, {name: picture_path(name) for name in _plan_pictures(card)})
+def _render_readme(card: Card, content: dict[str, Any], pictures: Iterable[str]) -> bytes:
+    return render_readme(card, content, {name: picture_path(name) for name in pictures})
 
 
 def _plan_pictures(card: Card) -> dict[str, Callable[[], str]]:
