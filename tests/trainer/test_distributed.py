@@ -61,10 +61,8 @@ def launch(
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command += [*module, "train", str(recipe), "--out", str(out), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if fsdp:
-        environment["ACCELERATE_USE_FSDP"] = "true"  # what `accelerate launch --use_fsdp` sets
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
+    # What `accelerate launch --use_fsdp` sets.
+    return on_the_cpu(command, **({"ACCELERATE_USE_FSDP": "true"} if fsdp else {}))
 
 
 def accelerated(recipe: Path, out: Path, *arguments: str, fsdp: bool) -> subprocess.CompletedProcess[str]:
@@ -72,8 +70,11 @@ def accelerated(recipe: Path, out: Path, *arguments: str, fsdp: bool) -> subproc
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--main_process_port", "0", "--use_fsdp" if fsdp else "--cpu"]
-    command += ["-m", "adapterhub", "train", str(recipe), "--out", str(out), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return on_the_cpu([*command, "-m", "adapterhub", "train", str(recipe), "--out", str(out), *arguments])
+
+
+def on_the_cpu(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
@@ -99,27 +100,22 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
-def test_two_processes_train_what_one_does(run_cli: Run, recipe: Path, tmp_path: Path, fsdp: bool) -> None:
+@pytest.mark.parametrize("start", [launch, accelerated])
+def test_two_processes_train_what_one_does(
+    run_cli: Run,
+    recipe: Path,
+    tmp_path: Path,
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    fsdp: bool,
+) -> None:
     whole, pair = tmp_path / "whole", tmp_path / "pair"
     assert run_cli("train", recipe, "--out", whole, *sets(*EXACT))[0] == 0
-    done = launch(recipe, pair, "--json", *sets(*EXACT), fsdp=fsdp)
+    done = start(recipe, pair, "--json", *sets(*EXACT), fsdp=fsdp)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == "tiny-counts"  # one process prints
     assert done.stderr.count("step 8/8") == 1
     assert done.stderr.count("examples in") == 1
     assert not run_folder(pair).exists()
-    assert_equal_runs(whole, pair)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_accelerate_launches_it(run_cli: Run, recipe: Path, tmp_path: Path, fsdp: bool) -> None:
-    whole, pair = tmp_path / "whole", tmp_path / "pair"
-    assert run_cli("train", recipe, "--out", whole, *sets(*EXACT))[0] == 0
-    done = accelerated(recipe, pair, "--json", *sets(*EXACT), fsdp=fsdp)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["name"] == "tiny-counts"
-    assert done.stderr.count("step 8/8") == 1
     assert_equal_runs(whole, pair)
 
 
