@@ -16,7 +16,7 @@ from adapterhub.errors import (
     ReleaseError,
 )
 from adapterhub.packaging.base import check_base, check_reason
-from adapterhub.packaging.manifest import BaseLock, BaseMismatch
+from adapterhub.packaging.manifest import BaseLock, BaseMismatch, Quantization
 from adapterhub.packaging.release import Release
 
 if TYPE_CHECKING:
@@ -158,15 +158,16 @@ def load_release(
     return model, tokenizer
 
 
-def load_plain(adapter: Path, base: Path, device: Device | None = None) -> PreTrainedModel:
-    """A plain PEFT adapter on its base as QLoRA trains it: NF4, double quantization, blocks of 64.
+def load_plain(
+    adapter: Path, base: Path, quantization: Quantization | None, device: Device | None = None
+) -> PreTrainedModel:
+    """A plain PEFT adapter on its base as it was trained: in ``quantization``, or for None in 16 bits.
 
     In evaluation mode. Raises ReleaseError when one does not fit the other.
     """
-    from adapterhub.packaging.manifest import Quantization
     from adapterhub.trainer.model import load_base
 
-    model: PreTrainedModel = _attach(load_base(base, Quantization(), _usable(device)), adapter)
+    model: PreTrainedModel = _attach(load_base(base, quantization, _usable(device)), adapter)
     return model.eval()
 
 

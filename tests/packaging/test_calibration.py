@@ -119,6 +119,40 @@ def test_a_calibrated_merge_loads_plainly_and_is_nowhere_worse(
     assert kl[1] < kl[0]
 
 
+def test_where_no_better_codes_are_found_the_nearest_are_kept(
+    tiny_release: Path,
+    tiny_base: Path,
+    texts: list[list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All are made bad on purpose: what is left is the checkpoint of rounding to nearest, and it is said."""
+    import torch
+
+    from adapterhub.commands.merging import _tell_measured
+
+    settings = {"onto": "original", "storage": "nf4"}
+    merge_adapter(tiny_release, tiny_base, tmp_path / "nearest", **settings)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        "adapterhub.packaging.calibration.calibrate.choose_codes",
+        lambda wanted, *_others: torch.zeros(wanted.shape, dtype=torch.int64),
+    )
+    report = merge_adapter(
+        tiny_release,
+        tiny_base,
+        tmp_path / "out",
+        calibration=text_of(texts),
+        **settings,  # type: ignore[arg-type]
+    )
+    assert report.rounding is not None
+    assert all(error.chosen == error.nearest for error in report.rounding.weights)
+    out, nearest = (tmp_path / name / "model.safetensors" for name in ("out", "nearest"))
+    assert out.read_bytes() == nearest.read_bytes()
+    _tell_measured(report.rounding, None)
+    assert "nearest      kept in 14 of 14 tensors: no better was found" in capsys.readouterr().out
+
+
 def test_training_weights_alone_stay_what_they_are(
     tiny_release: Path, tiny_base: Path, texts: list[list[int]], tmp_path: Path
 ) -> None:

@@ -12,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapterhub.errors import BaseMismatchError, ReleaseError
 from adapterhub.packaging.adapter import read_adapter
-from adapterhub.packaging.combination import combine_adapters
+from adapterhub.packaging.combination import combine_adapters, write_combined
+from adapterhub.packaging.evidence import FIDELITY, FidelityEvidence, read_evidence
+from adapterhub.packaging.manifest import Quantization
 from adapterhub.packaging.merge import Combination, merge_adapter
+from adapterhub.packaging.quantized import through_4bit_
 from adapterhub.packaging.release import Release
 
 RunCli = Callable[..., tuple[int, str, str]]
@@ -42,11 +46,17 @@ def another(adapter: Path, target: Path, settings: dict[str, Any], skip: str = "
     return target
 
 
-def merged_by_peft(base: Path, adapters: list[Path], weights: list[float], how: str, density: float) -> Any:
+def merged_by_peft(
+    base: Path, adapters: list[Path], weights: list[float], how: str, density: float, through: bool = False
+) -> Any:
+    """What PEFT makes of the base in float32; ``through``: its linear layers through NF4 and back before."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name, module in model.named_modules() if through else ():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.weight.data = through_4bit_(module.weight.data.to(torch.bfloat16), Quantization()).float()
     model = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
     for number, adapter in enumerate(adapters[1:], 1):
         model.load_adapter(adapter, str(number))
@@ -57,22 +67,25 @@ def merged_by_peft(base: Path, adapters: list[Path], weights: list[float], how: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("onto", ["original", "trained"])
 @pytest.mark.parametrize(
     ("how", "density"),
     [("cat", 1), ("linear", 1), ("ties", 0.4), ("ties", 1), ("dare_linear", 1), ("dare_ties", 1)],
 )
 def test_several_are_what_peft_makes_of_them(
-    tiny_base: Path, tiny_adapter: Path, second: Path, tmp_path: Path, how: Any, density: float
+    tiny_base: Path, tiny_adapter: Path, second: Path, tmp_path: Path, how: Any, density: float, onto: Any
 ) -> None:
     weights = [0.7, -0.4]
     merge_adapter(
         tiny_adapter,
         tiny_base,
         tmp_path / "out",
-        onto="original",
+        onto=onto,
         combination=Combination([(second, weights[1])], weights[0], how, density),
     )
-    theirs = merged_by_peft(tiny_base, [tiny_adapter, second], weights, how, density)
+    theirs = merged_by_peft(
+        tiny_base, [tiny_adapter, second], weights, how, density, through=onto == "trained"
+    )
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         # Sums in float32 in another order, then rounded to bfloat16: half a step more at most.
         torch.testing.assert_close(
@@ -154,6 +167,118 @@ def test_the_release_names_every_adapter(
     assert merge is not None
     assert (merge.weight, merge.combine, merge.density) == (0.75, "ties", 0.5)
     assert [(other.ref, other.weight) for other in merge.others] == [("second", 0.25)]
+
+
+def test_several_as_one_adapter_are_what_they_are_together(tiny_adapter: Path, tmp_path: Path) -> None:
+    wider = another(tiny_adapter, tmp_path / "wider", {"r": 6, "lora_alpha": 3}, "layers.1.mlp", rank=6)
+    combined = combine_adapters([read_adapter(tiny_adapter), read_adapter(wider)], [0.5, -2])
+    (tmp_path / "one").mkdir()
+    write_combined(combined, tmp_path / "one")
+    one = read_adapter(tmp_path / "one")
+    assert one.pairs.keys() == combined.pairs.keys()
+    assert {pair.rank for pair in one.pairs.values()} == {4, 10}
+    for module, pair in one.pairs.items():
+        assert pair.scale == 1
+        for ours, theirs in zip(one.load_pair(module), combined.load_pair(module), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_several_are_measured_against_all_of_them_live(
+    tiny_release: Path,
+    second: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    run_cli: RunCli,
+    write_jsonl: Callable[[Path, list[dict]], Path],
+) -> None:
+    text = write_jsonl(
+        tmp_path / "text.jsonl",
+        [{"prompt": f"{number} apples for Ann", "completion": "apples"} for number in range(8)],
+    )
+    out = tmp_path / "made" / "out"
+    several = ("--with", f"{second}=-0.5", "--weight", 2, "--base", tiny_base, "--held-out", text)
+    command = ("merge", tiny_release, *several, "--to", "bf16", "--out", out)
+    code, _printed, err = run_cli(*command, "--onto", "original", "--max-kl", "1e-9")
+    assert (code, "over the limit" in err) == (3, True)
+    assert list(out.parent.iterdir()) == []
+    code, _printed, err = run_cli(*command, "--onto", "trained", "--max-kl", "0.001")
+    assert code == 0, err
+    assert list(out.parent.iterdir()) == [out]
+    found = read_evidence(out, FIDELITY, FidelityEvidence)
+    assert found is not None
+    assert found.reference == "2 × tiny-orders@0.1.0 + -0.5 × second (cat)"
+    assert found.delta_survival == pytest.approx(1, abs=0.05)
+    assert run_cli("card", out)[0] == 0
+    assert "2 × tiny-orders@0.1.0 + -0.5 × second (cat)" in (out / "README.md").read_text(encoding="utf-8")
+    code, printed, err = run_cli("fidelity", tiny_release, out, "--text", text, "--base", tiny_base, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["delta_survival"] is None  # one of them says nothing of their sum
+
+
+def released(adapter: Path, target: Path, base: Path, **quantization: Any) -> Path:
+    """The plain adapter as a release that was trained on ``base`` in other 4 bits."""
+    from datetime import UTC, datetime
+
+    from adapterhub.packaging.base import lock_base
+    from adapterhub.packaging.manifest import Manifest
+    from adapterhub.packaging.release import new_release
+
+    lock = lock_base(base, name=base.name, quantization=Quantization(**quantization))
+    draft = Manifest(name=target.name, version="0.1.0", created=datetime.now(UTC), base=lock)
+    with new_release(target, draft) as staging:
+        shutil.copytree(adapter, staging, dirs_exist_ok=True)
+    return target
+
+
+def test_adapters_that_saw_other_weights_are_not_added_to_them(
+    tiny_release: Path, tiny_adapter: Path, second: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    fp4 = released(second, tmp_path / "fp4", tiny_base, type="fp4")
+    together = Combination([(fp4, 0.5)])
+    with pytest.raises(ReleaseError, match=r"differently quantized weights .*tiny-orders: nf4, .*fp4: fp4, "):
+        merge_adapter(tiny_release, tiny_base, tmp_path / "out", onto="trained", combination=together)
+    report = merge_adapter(tiny_adapter, tiny_base, tmp_path / "plain", onto="trained", combination=together)
+    assert report.quantization == Quantization(type="fp4")  # the one that says it
+    merge_adapter(tiny_release, tiny_base, tmp_path / "original", onto="original", combination=together)
+    text = tmp_path / "text.txt"
+    text.write_text("Two apples for Ann, please.")
+    code, _printed, err = run_cli(
+        "merge", tiny_release, "--with", f"{fp4}=1", "--base", tiny_base, "--to", "bf16",
+        "--onto", "original", "--held-out", text, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, "--no-fidelity" in err) == (3, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_is_that_of_every_release_among_them(
+    tiny_release: Path, tiny_adapter: Path, second: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, other / "model.safetensors")
+    elsewhere = released(second, tmp_path / "elsewhere", other)
+    for first, words in (
+        (tiny_adapter, "is not other as trained on"),
+        (tiny_release, "on another base than"),
+    ):
+        with pytest.raises(BaseMismatchError, match=words):
+            merge_adapter(
+                first, tiny_base, tmp_path / "out", onto="original", combination=Combination([(elsewhere, 1)])
+            )
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_module_that_one_of_them_names_and_has_not_is_refused(
+    tiny_adapter: Path, second: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = json.loads((second / "adapter_config.json").read_text())
+    config["target_modules"].append("wq")
+    (second / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ReleaseError, match="names modules that its tensors have nothing for: wq"):
+        merge_adapter(
+            tiny_adapter, tiny_base, tmp_path / "out", onto="original", combination=Combination([(second, 1)])
+        )
 
 
 @pytest.mark.parametrize(

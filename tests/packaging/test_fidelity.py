@@ -147,6 +147,24 @@ def test_what_cannot_be_compared_is_said(
     assert "neither a release nor a checkpoint" in err
 
 
+def test_codes_that_were_repacked_are_not_read(tiny_base: Path) -> None:
+    """The first forward pass of inference does it, on a processor with bfloat16 instructions."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+
+    from adapterhub.errors import AdapterHubError
+    from adapterhub.packaging.manifest import Quantization
+    from adapterhub.packaging.survival import weights_in
+    from adapterhub.trainer.model import load_base
+
+    model = load_base(tiny_base, Quantization(), "cpu")
+    weight = model.model.layers[0].mlp.down_proj.weight
+    read = weights_in(model)
+    assert read("model.layers.0.mlp.down_proj").shape == (64, 128)
+    weight.data, weight.quant_state = _convert_weight_packed_for_cpu(weight.data, weight.quant_state)
+    with pytest.raises(AdapterHubError, match="repacked by a forward pass"):
+        read("model.layers.0.mlp.down_proj")
+
+
 def test_models_of_other_shapes_are_refused(tiny_base: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -363,6 +363,26 @@ def test_a_changed_release_is_refused(tiny_release: Path, tiny_base: Path, tmp_p
         merge_adapter(tiny_release, tiny_base, tmp_path / "out", onto="original")
 
 
+def test_a_signature_that_does_not_hold_is_refused(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Changed after it was signed, the manifest made to agree: only the signature shows it."""
+    assert run_cli("keygen", tmp_path / "keys")[0] == 0
+    assert run_cli("sign", tiny_release, "--key", tmp_path / "keys" / "adapterhub.key")[0] == 0
+    signature = (tiny_release / "model.sig").read_bytes()
+    (tiny_release / "model.sig").unlink()
+    factors = load_file(tiny_release / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in factors.items()}, tmp_path / "changed", {"format": "pt"})
+    Release.open(tiny_release).with_files({"adapter_model.safetensors": (tmp_path / "changed").read_bytes()})
+    (tiny_release / "model.sig").write_bytes(signature)
+    Release.open(tiny_release).check_files()
+    with pytest.raises(SignatureError):
+        merge_adapter(tiny_release, tiny_base, tmp_path / "out", onto="original")
+    arguments = ("--to", "gguf", "--base", tiny_base, "--out", tmp_path / "out.gguf")
+    assert run_cli("export", tiny_release, *arguments)[0] == 4
+    assert left_behind(tmp_path) == []
+
+
 def test_a_merged_release_is_not_merged_again(tiny_release: Path, tiny_base: Path, tmp_path: Path) -> None:
     merge_adapter(tiny_release, tiny_base, tmp_path / "out", onto="trained")
     with pytest.raises(ReleaseError, match="of kind 'merged'"):

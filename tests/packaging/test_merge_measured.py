@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.commands.judging import check_kl
 from adapterhub.packaging.evidence import FIDELITY, FidelityEvidence, read_evidence
 from adapterhub.packaging.merge import merge_adapter
 from adapterhub.packaging.release import Release
@@ -72,6 +73,30 @@ def test_over_the_limit_nothing_is_left(
     assert code == 0
     assert "KL" in printed
     assert "warning" not in err
+
+
+def test_without_a_limit_much_is_warned_of_with_the_worst_layers(
+    tiny_release: Path,
+    tiny_base: Path,
+    text: Path,
+    tmp_path: Path,
+    run_cli: RunCli,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, printed, err = run_cli(
+        "merge", tiny_release, "--base", tiny_base, "--to", "nf4", "--onto", "original", "--held-out", text,
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert (code, "warning" in err) == (0, False)  # the small model is not far from anything
+    evidence = FidelityEvidence.model_validate(json.loads(printed)["fidelity"])
+    worst = max(evidence.figures.layers, key=lambda layer: layer.relative_error)
+    for kl, warned in ((0.05, False), (0.0512, True)):
+        far = evidence.figures.model_copy(update={"kl_mean": kl})
+        check_kl(evidence.model_copy(update={"figures": far}), None)
+        err = capsys.readouterr().err
+        told = "warning: 0.0512 nats a token from tiny-orders@0.1.0, more than 0.05; furthest: "
+        assert err.startswith(f"{told}{worst.name}: relative error {worst.relative_error:.4f}" * warned)
+        assert bool(err) is warned
 
 
 @pytest.mark.slow

@@ -125,6 +125,8 @@ def test_of_a_sharded_base_whose_rows_end_inside_a_block(tmp_path: Path, tiny_ad
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+    from adapterhub.trainer.model import load_base
+
     torch.manual_seed(0)
     base, adapter, out = (tmp_path / name for name in ("base", "adapter", "out"))
     model = LlamaForCausalLM(
@@ -150,6 +152,8 @@ def test_of_a_sharded_base_whose_rows_end_inside_a_block(tmp_path: Path, tiny_ad
     state.shape = torch.Size([expected.numel()])
     found = bnb.dequantize_4bit(weight.data, state).float().view(expected.shape)
     assert (found - expected).norm() < 0.11 * expected.norm()
+    with pytest.raises(ReleaseError, match="96 inputs, no multiple of 64"):
+        load_base(out, None, "cpu")
 
 
 def test_a_quantized_release_loads_and_is_measured(

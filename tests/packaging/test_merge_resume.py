@@ -94,6 +94,42 @@ def test_a_killed_merge_goes_on_at_the_shard_it_was_in(
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.slow
+def test_a_killed_choice_of_targets_goes_on_with_the_one_it_was_in(
+    tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    options = ["--onto", "auto", "--to", "nf4", "--held-out", text, "--base", tiny_base, "--out", out]
+    command = ["merge", str(tiny_release), *map(str, options), "--json"]
+    script = [
+        sys.executable,
+        "-c",
+        STOP_ITSELF.replace("len(staging.done) == 2", "'original' in str(staging.folder)"),
+    ]
+    done = subprocess.run(
+        [*script, str(int(signal.SIGKILL)), *command], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = unfinished(out)
+    assert left is not None
+    made = (left / "scratch" / "trained" / "model.safetensors").stat().st_mtime_ns
+    begun = (left / "scratch" / ".original.partial" / "files" / "model.safetensors").stat().st_mtime_ns
+
+    code, printed, err = run_cli(*command)
+    assert code == 0, err
+    result = json.loads(printed)
+    assert result["resumed"] == (1 if result["onto"] == "original" else 0)
+    assert (out / "model.safetensors").stat().st_mtime_ns == (begun if result["onto"] == "original" else made)
+    Release.open(out).check_files()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt", "tiny-orders"]
+    whole = tmp_path / "whole"
+    code, printed, _err = run_cli(*[whole if part == str(out) else part for part in command])
+    assert code == 0
+    assert json.loads(printed)["fidelity"]["figures"] == result["fidelity"]["figures"]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
 def interrupt_after(shards: int) -> Callable[[int, int], None]:
     """A progress that raises an interrupt when about so many of the small shards are done."""
 

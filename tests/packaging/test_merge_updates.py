@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.errors import ReleaseError
 from adapterhub.packaging.adapter import read_adapter
+from adapterhub.packaging.checkpoint import open_checkpoint
 from adapterhub.packaging.merge import merge_adapter
+from adapterhub.packaging.survival import measure_survival, weights_in, weights_of
 
 TOKENS = torch.tensor([[1, 5, 9, 20, 2, 3, 47]])
 
@@ -141,6 +143,15 @@ def test_the_merged_checkpoint_is_the_live_model(tmp_path: Path, name: str) -> N
         torch.testing.assert_close(tensor.float(), theirs[key].float(), rtol=2**-8, atol=0)
 
 
+def test_the_update_of_a_tied_head_survives(tiny_base: Path, tmp_path: Path) -> None:
+    """The head that the update is added to is no tensor of the base's own."""
+    adapter = make_adapter(tiny_base, tmp_path / "adapter", target_modules=["lm_head"])
+    merge_adapter(adapter, tiny_base, tmp_path / "out", onto="original")
+    found = read_adapter(adapter)
+    before, after = weights_of(open_checkpoint(tiny_base), found), weights_in(load_base(tmp_path / "out"))
+    assert measure_survival(found, before, after) == pytest.approx(1, abs=1e-2)
+
+
 def test_a_tied_head_is_untied_where_only_the_embeddings_change(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(
@@ -186,6 +197,45 @@ def test_what_is_saved_whole_is_quantized_like_the_others(tmp_path: Path, storag
     else:
         found = layer.weight.data * (layer.weight.SCB / 127).unsqueeze(1)
     assert (found.float() - expected).norm() < 0.12 * expected.norm()
+
+
+@pytest.mark.slow
+def test_layers_of_both_ways_round_are_told_by_their_class(tmp_path: Path) -> None:
+    """With a head among the targets PEFT saves fan_in_fan_out as false; a square weight does not show it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    base = tmp_path / "gpt2"
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=32, tie_word_embeddings=False
+    )
+    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(base)
+    adapter = make_adapter(
+        base, tmp_path / "adapter", target_modules=["c_attn", "c_proj", "lm_head"], fan_in_fan_out=True
+    )
+    assert read_adapter(adapter).config.fan_in_fan_out is False
+    merge_adapter(adapter, base, tmp_path / "out", onto="original")
+    found, kept = load_file(tmp_path / "out" / "model.safetensors"), []
+    with live_model(base, adapter) as live:
+        for before in (weights_in(live), weights_of(open_checkpoint(base), read_adapter(adapter))):
+            after = weights_in(load_base(tmp_path / "out"))
+            kept.append(measure_survival(read_adapter(adapter), before, after))
+        theirs = live.merge_and_unload().state_dict()
+    for key, tensor in found.items():
+        torch.testing.assert_close(tensor.float(), theirs[key].to(torch.bfloat16).float(), rtol=2**-7, atol=0)
+    assert kept == pytest.approx([1, 1], abs=1e-2)
+
+
+def test_the_setting_counts_for_nothing_on_a_linear_layer(
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    turned = edit(tiny_adapter, tmp_path / "turned", {"fan_in_fan_out": True}, {})
+    for name, adapter in (("turned", turned), ("plain", tiny_adapter)):
+        merge_adapter(adapter, tiny_base, tmp_path / f"{name}-out", onto="original")
+    turned_out, plain_out = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("turned-out", "plain-out")
+    )
+    assert turned_out == plain_out
 
 
 @pytest.mark.slow

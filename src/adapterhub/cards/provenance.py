@@ -93,6 +93,17 @@ def command_to_digest(card: Card) -> str:
 def command_to_compare(card: Card) -> str:
     """The command that measures how true a merged model is to what it was made from."""
     reference = quote(card.manifest.parent.ref) if card.manifest.parent else "ADAPTER"
+    merge = card.manifest.merge
+    if merge is not None and merge.others:  # several adapters are live only while they are merged
+        together = " ".join(f"--with {quote(f'{other.ref}={other.weight:g}')}" for other in merge.others)
+        together += f" --weight {merge.weight:g} --combine {merge.combine}"
+        together += f" --density {merge.density:g}" if merge.density != 1 else ""
+        together += f" --seed {merge.seed}" if merge.seed else ""
+        to = "bf16" if merge.dtype == "bfloat16" else merge.dtype
+        return (
+            f"adapterhub merge {reference} {together} --onto {merge.onto} --to {to} "
+            "--held-out FILE.jsonl --out DIR\n"
+        )
     return f"adapterhub fidelity {reference} {card.folder} --text FILE.jsonl\n"
 
 

@@ -89,6 +89,8 @@ def _survival(a: Side, b: Side, find: FindBase) -> float | None:
     merged = b.release.manifest
     if merged.merge is None or merged.parent is None or merged.parent.manifest_sha256 != a.release.digest:
         return None
+    if merged.merge.others:  # A is not all that was added
+        return None
     folder = find(a.release.manifest.base) if merged.merge.onto == "original" else None
     return measure_kept(a.folder, a.model, folder, b.model)
 

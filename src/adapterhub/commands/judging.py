@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adapterhub.packaging.calibration.calibrate import CalibrationText
-    from adapterhub.packaging.evidence import FidelityEvidence, OtherTarget
+    from adapterhub.packaging.evidence import FidelityEvidence
     from adapterhub.packaging.layout import Storage
     from adapterhub.packaging.manifest import BaseMismatch
 
@@ -207,18 +207,3 @@ def check_kl(evidence: FidelityEvidence, limit: float | None) -> None:
             f"furthest: {worst}",
             err=True,
         )
-
-
-def pick(found: Mapping[str, FidelityEvidence]) -> tuple[str, FidelityEvidence]:
-    """The target with the lowest NLL of the held-out text, its evidence saying what it was picked over."""
-    from adapterhub.packaging.evidence import OtherTarget
-
-    best = min(found, key=lambda onto: found[onto].figures.candidate_nll)
-    other = next(onto for onto in found if onto != best)
-    figures = found[other].figures
-    beside: OtherTarget = OtherTarget(
-        onto="original" if other == "original" else "trained",
-        candidate_nll=figures.candidate_nll,
-        kl_mean=figures.kl_mean,
-    )
-    return best, found[best].model_copy(update={"instead_of": beside})

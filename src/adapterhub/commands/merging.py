@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,27 +12,18 @@ import click
 
 from adapterhub.commands.bars import bytes_bar
 from adapterhub.commands.combining import combining_options, read_combination
-from adapterhub.commands.comparing import Side, describe_evidence, load_side, measure_kept
-from adapterhub.commands.judging import (
-    Judge,
-    Measuring,
-    RoundingChoice,
-    check_kl,
-    measuring_options,
-    pick,
-    read_measuring,
-)
+from adapterhub.commands.comparing import describe_evidence, load_side
+from adapterhub.commands.judging import Judge, Measuring, RoundingChoice, measuring_options, read_measuring
+from adapterhub.commands.picking import merge_best
+from adapterhub.commands.references import Ingredients
 from adapterhub.commands.targets import base_mismatch_option, find_folder, locate_base, open_checked
 from adapterhub.errors import RecipeError
 from adapterhub.packaging.files import check_target
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from adapterhub.packaging.combination import Combine
     from adapterhub.packaging.evidence import FidelityEvidence, RoundingEvidence
     from adapterhub.packaging.layout import Storage
-    from adapterhub.packaging.manifest import BaseMismatch
     from adapterhub.packaging.merge import MergeReport, Onto
     from adapterhub.packaging.release import Release
     from adapterhub.packaging.requantize import RequantizeReport
@@ -96,25 +86,21 @@ def merge_command(
     head and norms stay in bfloat16. With --text, nf4 and fp4 codes are chosen so that each layer's output
     changes least on it, and the result is measured against the live 4-bit base with the adapter attached: KL,
     agreement, likelihood and layers, written to evidence/fidelity.json and held to --max-kl.
-    A merge that was killed goes on where it was when the same command is run again (--onto auto begins anew).
+    A merge that was killed goes on where it was when the same command is run again.
     """
     from adapterhub.load import default_device
-    from adapterhub.packaging.manifest import MANIFEST_NAME
     from adapterhub.packaging.merge import merge_adapter
 
     check_target(out)
-    folder = find_folder(adapter, endpoint)
-    is_release = (folder / MANIFEST_NAME).is_file()
-    if onto != "original" and not is_release:
-        click.echo(f"{folder} {_ASSUMED}", err=True)
-    combination = read_combination(others, weight, combine, density, seed, endpoint)
-    if combination is not None:
-        no_fidelity = _without_reference(onto, max_kl, no_fidelity)
     if onto == "auto" and (no_fidelity or (text is None and held_out is None)):
         raise RecipeError("--onto auto picks by the likelihood of text", "name text with --text FILE")
+    folder = find_folder(adapter, endpoint)
+    combination = read_combination(others, weight, combine, density, seed, endpoint)
     base_folder = locate_base(base, folder, endpoint, allow_base_mismatch)
-    tokenizer = partial(_tokenizer, folder, base_folder)
-    measuring = read_measuring(storage, tokenizer, text, held_out, rounding, max_kl, no_fidelity)
+    made_of = Ingredients(folder, base_folder, combination, allow_base_mismatch)
+    if onto != "original" and made_of.are_plain:
+        click.echo(f"{folder} {_ASSUMED}", err=True)
+    measuring = read_measuring(storage, made_of.tokenizer, text, held_out, rounding, max_kl, no_fidelity)
 
     def merge(target: Path, onto: Onto, judge: Judge | None) -> MergeReport:
         with bytes_bar("merging") as progress:
@@ -132,92 +118,26 @@ def merge_command(
                 progress=progress,
             )
 
-    judges = partial(_judge, folder, base_folder, is_release, measuring, allow_base_mismatch)
-    if onto == "auto":
-        report, evidence = _merge_best(merge, judges, measuring, out)
-    else:
-        report, evidence = _merge_once(merge, judges, measuring, onto, out)
+    report, evidence = _merge(merge, made_of, measuring, onto, storage, out)
     _tell_merge(report, evidence, as_json)
 
 
-def _without_reference(onto: str, max_kl: float | None, no_fidelity: bool) -> bool:
-    """Several adapters have no live model to be measured against: refuse what needs one, else say so."""
-    if max_kl is not None or onto == "auto":
-        raise RecipeError(
-            "several adapters together have no live model to measure the result against",
-            "name --onto original or trained, and no --max-kl",
-        )
-    if not no_fidelity:
-        click.echo("not measured: several adapters together have no live model as reference", err=True)
-    return True
-
-
-def _tokenizer(adapter: Path, base: Path) -> PreTrainedTokenizerBase:
-    """The adapter's, where it has one, else the base's: as the result will have it."""
-    from adapterhub.trainer.model import load_tokenizer
-
-    own = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return load_tokenizer(adapter if own else base)
-
-
-def _judge(
-    adapter: Path,
-    base: Path,
-    is_release: bool,
+def _merge(
+    merge: Merging,
+    made_of: Ingredients,
     measuring: Measuring,
-    allow_base_mismatch: str | None,
-    onto: Onto,
-) -> Judge:
-    def live(mismatches: list[BaseMismatch]) -> Side:
-        from adapterhub.load import load_plain
-
-        if is_release:
-            return load_side(str(adapter), str(base), None, allow_base_mismatch, mismatches)
-        return Side(adapter.resolve().name, adapter, None, load_plain(adapter, base), None)
-
-    def kept(reference: Side, model: Any) -> float | None:
-        return measure_kept(adapter, reference.model, base if onto == "original" else None, model)
-
-    return Judge(measuring, live, kept)
-
-
-def _merge_once(
-    merge: Merging, judges: Callable[[Onto], Judge], measuring: Measuring, onto: Onto, out: Path
+    onto: Literal["original", "trained", "auto"],
+    storage: Storage,
+    out: Path,
 ) -> tuple[MergeReport, FidelityEvidence | None]:
-    judge = judges(onto) if measuring.held_out else None
-    report = merge(out, onto, judge)
-    return report, judge.evidence if judge else None
-
-
-def _merge_best(
-    merge: Merging, judges: Callable[[Onto], Judge], measuring: Measuring, out: Path
-) -> tuple[MergeReport, FidelityEvidence | None]:
-    """Merge onto both targets, and give ``out`` to the one with the lower NLL of the held-out text."""
-    from adapterhub.packaging.evidence import FIDELITY, to_json
-    from adapterhub.packaging.files import publish_folder
-    from adapterhub.packaging.release import Release
-    from adapterhub.packaging.temporary import scratch_beside
-
-    reports: dict[str, MergeReport] = {}
-    found: dict[str, FidelityEvidence] = {}
-    with scratch_beside(out) as beside:
-        targets: tuple[Onto, Onto] = ("trained", "original")
-        for onto in targets:
-            click.echo(f"trying --onto {onto}", err=True)
-            judge = judges(onto)
-            judge.limited = False
-            reports[onto] = merge(beside / onto, onto, judge)
-            assert judge.evidence is not None
-            found[onto] = judge.evidence
-        best, evidence = pick(found)
-        check_kl(evidence, measuring.max_kl)
-        if reports[best].release is not None:
-            Release.open(beside / best).with_files({FIDELITY: to_json(evidence)})
-        else:
-            (beside / best / FIDELITY).write_bytes(to_json(evidence))
-        publish_folder(beside / best, out)
-    report = reports[best]
-    return replace(report, out=out, release=Release.open(out) if report.release else None), evidence
+    if measuring.held_out is None:
+        assert onto != "auto"
+        return merge(out, onto, None), None
+    with made_of.judging(measuring, out) as judge_for:
+        if onto == "auto":
+            return merge_best(merge, judge_for, made_of, measuring, storage, out)
+        judge = judge_for(onto)
+        return merge(out, onto, judge), judge.evidence
 
 
 def _tell_merge(report: MergeReport, evidence: FidelityEvidence | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.quantized import words_of
 
 if TYPE_CHECKING:
     from adapterhub.packaging.adapter import Adapter
@@ -241,11 +242,3 @@ def describe_move(move: Move, outcome: Outcome, text: Path | None, began: float)
         hardware=detect_hardware(),
         seconds=round(time.perf_counter() - began, 1),
     )
-
-
-def words_of(quantization: Quantization | None) -> str:
-    """A number format in words."""
-    if quantization is None:
-        return "bf16"
-    double = ", scales quantized" if quantization.double else ""
-    return f"{quantization.type}, blocks of {quantization.block_size}{double}"

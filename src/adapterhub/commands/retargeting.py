@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.commands.moves import TOOLS, Move, Outcome, describe_move, plan_move, refit_move, words_of
+from adapterhub.commands.moves import TOOLS, Move, Outcome, describe_move, plan_move, refit_move
 from adapterhub.commands.targets import open_checked
+from adapterhub.packaging.quantized import words_of
 
 if TYPE_CHECKING:
     from adapterhub.packaging.manifest import Manifest

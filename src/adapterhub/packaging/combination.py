@@ -8,7 +8,9 @@ the adapters' updates; the others work on A and on B each, weighted by the root 
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import threading
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from adapterhub.errors import RecipeError, ReleaseError
-from adapterhub.packaging.adapter import Adapter, AdapterConfig, LoraPair
+from adapterhub.packaging.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, AdapterConfig, LoraPair
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,7 @@ class CombinedPair:
     in_features: int
     out_features: int
     transposed: bool
-    """The base stores the weight as (in, out)."""
+    """The base stores the weight as (in, out), as far as the first adapter's settings tell."""
     scale: float = 1.0
 
 
@@ -134,9 +136,40 @@ def combine_adapters(
     return CombinedAdapter(tuple(adapters), tuple(weights), combine, density, seed, pairs)
 
 
+def write_combined(combined: CombinedAdapter, folder: Path) -> None:
+    """Write ``combined`` to ``folder``, which exists, as one plain PEFT adapter: scales and weights inside.
+
+    Raises ReleaseError when a factor holds NaN or infinite values.
+    """
+    from safetensors.torch import save_file
+
+    factors = {}
+    ranks = {}
+    for module in combined.pairs:
+        a, b = combined.load_pair(module)
+        ranks[module] = a.shape[0]
+        for side, factor in (("A", a), ("B", b)):
+            factors[f"base_model.model.{module}.lora_{side}.weight"] = factor.contiguous()
+    most = max(ranks.values())
+    # A scale of 1 for each: alpha is the rank.
+    own = {re.escape(module): rank for module, rank in ranks.items() if rank != most}
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": own,
+        "alpha_pattern": own,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": combined.config.fan_in_fan_out,
+    }
+    save_file(factors, folder / WEIGHTS_NAME, {"format": "pt"})
+    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def _combined(module: str, found: Sequence[LoraPair], combine: Combine) -> CombinedPair:
     first = found[0]
-    shapes = {(pair.in_features, pair.out_features, pair.transposed) for pair in found}
+    shapes = {(pair.in_features, pair.out_features) for pair in found}
     if len(shapes) > 1:
         raise ReleaseError(
             f"the adapters' factors on {module!r} are for layers of different shapes",

@@ -35,9 +35,11 @@ from adapterhub.packaging.manifest import (
     Parent,
     Quantization,
 )
+from adapterhub.packaging.quantized import words_of
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.shards import Progress
 from adapterhub.packaging.sums import plan_sums
+from adapterhub.packaging.verification import check_release
 from adapterhub.packaging.writing import Examine, name_of, write_checkpoint
 from adapterhub.version import __version__
 
@@ -120,18 +122,18 @@ def merge_adapter(
     started = time.monotonic()
     source = _open_release(adapter)
     releases = {path: _open_release(path) for path, _weight in (combination.others if combination else ())}
-    lock = source.manifest.base if source else None
+    locks = base_locks({adapter: source, **releases})
+    lock = next(iter(locks.values()), None)
     mismatch = _look_at_base(lock, base, allow_base_mismatch)
-    _check_same_base(lock, releases)
     checkpoint = open_checkpoint(base)
-    quantization = _quantization(source, onto)
-    plan = plan_sums(_read(adapter, combination), checkpoint, quantization, storage, device)
+    quantization = trained_in(locks) if onto == "trained" else None
+    plan = plan_sums(read_adapters(adapter, combination), checkpoint, quantization, storage, device)
     rounding = Rounding(checkpoint, plan, calibration) if calibration else None
     written = write_checkpoint(
         checkpoint,
         replace(plan, chosen=rounding.load) if rounding else plan,
         out,
-        inputs=_inputs(adapter, onto, storage, device, combination) | note_text(calibration),
+        inputs=inputs_of(adapter, onto, storage, device, combination) | note_text(calibration),
         tokenizer=adapter,
         draft=_draft(source, onto, storage, combination, releases, mismatch, rounding) if source else None,
         check_sources=(lambda digests: _check_weights(lock, base, digests, mismatch)) if lock else None,
@@ -157,7 +159,8 @@ def merge_adapter(
     )
 
 
-def _read(adapter: Path, combination: Combination | None) -> Adapter | CombinedAdapter:
+def read_adapters(adapter: Path, combination: Combination | None) -> Adapter | CombinedAdapter:
+    """The adapter, or those together; raises as ``read_adapter`` and ``combine_adapters`` do."""
     first = read_adapter(adapter)
     if combination is None:
         return first
@@ -170,10 +173,10 @@ def _read(adapter: Path, combination: Combination | None) -> Adapter | CombinedA
     )
 
 
-def _inputs(
-    adapter: Path, onto: Onto, storage: Storage, device: str, combination: Combination | None
+def inputs_of(
+    adapter: Path, onto: Onto | None, storage: Storage, device: str, combination: Combination | None
 ) -> dict[str, object]:
-    """What decides the bytes of the result, beside the base."""
+    """What decides the bytes of the result, beside the base and the text; ``onto`` None for both targets."""
     others = combination.others if combination else ()
     folders = [adapter, *(folder for folder, _weight in others)]
     named = [
@@ -189,29 +192,48 @@ def _inputs(
 
 
 def _open_release(adapter: Path) -> Release | None:
-    """The release that ``adapter`` is, its files checked; None for a plain PEFT folder."""
+    """The release that ``adapter`` is, its files and signatures checked; None for a plain PEFT folder."""
     if not (adapter / MANIFEST_NAME).is_file():
         return None
-    release = Release.open(adapter)
-    if release.manifest.kind != "adapter":
-        raise ReleaseError(
-            f"{adapter} is of kind {release.manifest.kind!r}", "name the release of an adapter"
-        )
-    release.check_files()
-    return release
+    kind = Release.open(adapter).manifest.kind
+    if kind != "adapter":
+        raise ReleaseError(f"{adapter} is of kind {kind!r}", "name the release of an adapter")
+    return check_release(adapter).release
 
 
-def _quantization(source: Release | None, onto: Onto) -> Quantization | None:
-    """What the base's weights went through in training, where the target asks for it.
+def base_locks(releases: Mapping[Path, Release | None]) -> dict[Path, BaseLock]:
+    """The bases that releases were trained on, which are one; a plain PEFT folder does not say.
 
-    A plain PEFT folder does not say; QLoRA's own setting (NF4, double quantization, blocks of 64) is taken
-    then.
+    Raises BaseMismatchError when they are not.
     """
-    if onto == "original":
-        return None
-    if source is None or source.manifest.base is None:
-        return Quantization()
-    return source.manifest.base.quantization
+    manifests = {folder: release.manifest for folder, release in releases.items() if release is not None}
+    locks = {folder: manifest.base for folder, manifest in manifests.items() if manifest.base is not None}
+    for folder, lock in locks.items():
+        first, expected = next(iter(locks.items()))
+        if lock.digest != expected.digest:
+            raise BaseMismatchError(
+                f"{folder} was trained on another base than {first}", "combine adapters of one base"
+            )
+    return locks
+
+
+def trained_in(locks: Mapping[Path, BaseLock]) -> Quantization | None:
+    """What the base's weights went through in training; None: nothing, they were in 16 bits.
+
+    Where nobody says, QLoRA's own setting is taken (NF4, double quantization, blocks of 64). Raises
+    ReleaseError when adapters saw different weights.
+    """
+    seen = {
+        lock.quantization and (lock.quantization.type, lock.quantization.double, lock.quantization.block_size)
+        for lock in locks.values()
+    }
+    if len(seen) > 1:
+        told = "; ".join(f"{folder}: {words_of(lock.quantization)}" for folder, lock in locks.items())
+        raise ReleaseError(
+            f"the adapters were trained on differently quantized weights ({told})",
+            "merge --onto original with --no-fidelity: there is no live model of them together",
+        )
+    return next(iter(locks.values())).quantization if locks else Quantization()
 
 
 def _look_at_base(lock: BaseLock | None, base: Path, allow_mismatch: str | None) -> BaseMismatch | None:
@@ -238,15 +260,6 @@ def _check_weights(
         check_base(lock, base, found)
     elif base_digest(found) != mismatch.digest:
         raise BaseMismatchError(f"the base in {base} changed while it was merged", "do it again")
-
-
-def _check_same_base(lock: BaseLock | None, releases: Mapping[Path, Release | None]) -> None:
-    for folder, release in releases.items():
-        other = release.manifest.base if release else None
-        if lock is not None and other is not None and other.digest != lock.digest:
-            raise BaseMismatchError(
-                f"{folder} was trained on another base than the first adapter", "combine adapters of one base"
-            )
 
 
 def _draft(

@@ -73,3 +73,11 @@ def through_4bit_(weight: torch.Tensor, quantization: Quantization) -> torch.Ten
         state.absmax = scales[number * blocks : number * blocks + state.absmax.numel()]
         piece.copy_(bnb.dequantize_4bit(codes, state).reshape(-1))
     return weight
+
+
+def words_of(quantization: Quantization | None) -> str:
+    """A number format in words."""
+    if quantization is None:
+        return "bf16"
+    double = ", scales quantized" if quantization.double else ""
+    return f"{quantization.type}, blocks of {quantization.block_size}{double}"

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class Staging:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what is needed on the way; it lasts as long as unfinished files do."""
+        """A folder for what is needed on the way to make it; it lasts as long as unfinished files do."""
         return self.folder.parent / _SCRATCH
 
     def note(self, name: str, sha256: str | None, facts: dict[str, Any]) -> None:
@@ -67,7 +67,11 @@ def resumable_folder(target: Path, key: str) -> Iterator[Staging]:
     files.mkdir(parents=True, exist_ok=True)
     with journal.open("a", encoding="utf-8") as lock:
         _lock(lock.fileno(), target)
-        staging = Staging(files, _read(journal, files, key))
+        lines = _read(journal)
+        if not lines or lines[0] != {"key": key}:
+            lines = []
+            shutil.rmtree(partial / _SCRATCH, ignore_errors=True)
+        staging = Staging(files, _finished(lines[1:], files))
         if not staging.done:
             journal.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
         _remove_others(files, staging.done)
@@ -101,17 +105,20 @@ def _lock(descriptor: int, target: Path) -> None:
         ) from err
 
 
-def _read(journal: Path, files: Path, key: str) -> dict[str, dict[str, Any]]:
-    """The finished files that the journal notes for ``key`` and that are as noted."""
+def _read(journal: Path) -> list[dict[str, Any]]:
+    """The lines of the journal, as far as they were written whole."""
     lines = []
     try:
         for line in journal.read_text(encoding="utf-8").splitlines():
             lines.append(json.loads(line))
     except ValueError:
         pass  # cut off inside a line
-    if not lines or lines[0] != {"key": key}:
-        return {}
-    return {line["name"]: line["facts"] for line in lines[1:] if _is_as_noted(files / line["name"], line)}
+    return lines
+
+
+def _finished(lines: Sequence[dict[str, Any]], files: Path) -> dict[str, dict[str, Any]]:
+    """The noted files that are as noted, with what was noted."""
+    return {line["name"]: line["facts"] for line in lines if _is_as_noted(files / line["name"], line)}
 
 
 def _is_as_noted(path: Path, line: dict[str, Any]) -> bool:

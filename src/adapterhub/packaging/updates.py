@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,6 +18,10 @@ UNMERGED = "load it unmerged with PEFT, or merge it with PEFT's merge_and_unload
 EMBEDDING_MODULES = ("embed_tokens", "wte")
 HEAD = "lm_head.weight"
 _WRONG_BASE = "merge it into the base it was trained on"
+# Models whose decoder layers hold transformers' Conv1D, which stores its weight as (in, out); a square weight
+# does not show it.
+_CONV1D_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_IN_A_BLOCK = re.compile(r"(?:.*\.)?h\.\d+\..+")
 _CHUNK = 16 * 1024 * 1024
 
 
@@ -63,8 +68,8 @@ def match_updates(adapter: Adapter | CombinedAdapter, checkpoint: Checkpoint) ->
     """
     _check_settings(adapter)
     names = _match_names(adapter, checkpoint)
-    if isinstance(adapter, Adapter):
-        _check_named(adapter)
+    for each in adapter.adapters if isinstance(adapter, CombinedAdapter) else (adapter,):
+        _check_named(each)
     updates: dict[str, Update] = {}
 
     def change(module: str, **parts: object) -> None:
@@ -168,10 +173,7 @@ def tied_embeddings(checkpoint: Checkpoint) -> str | None:
     """The name of the embeddings that the head shares; None when it has weights of its own, or is none."""
     if HEAD in checkpoint.tensors or not checkpoint.config.get("tie_word_embeddings", True):
         return None
-    return next(
-        (name for name in checkpoint.tensors if name.removesuffix(".weight").endswith(EMBEDDING_MODULES)),
-        None,
-    )
+    return next((name for name in checkpoint.tensors if is_embedding(name)), None)
 
 
 def _settle_head(
@@ -240,8 +242,8 @@ def _fit(
     """The update with its factors the way round that the weight has; refuses what does not fit."""
     base = checkpoint.tensors[untied_from if name == HEAD and untied_from else name]
     origin = update.origin[1] if update.origin else base
-    is_embedding = name == HEAD or name.removesuffix(".weight").endswith(EMBEDDING_MODULES)
-    if origin.shape != base.shape and not (is_embedding and origin.shape[1:] == base.shape[1:]):
+    of_tokens = name == HEAD or is_embedding(name)
+    if origin.shape != base.shape and not (of_tokens and origin.shape[1:] == base.shape[1:]):
         raise ReleaseError(
             f"{name!r} has shape {list(base.shape)} in {checkpoint.folder} and {list(origin.shape)} in the "
             "adapter",
@@ -254,7 +256,7 @@ def _fit(
     if update.rows is not None:
         numbers, entry = update.rows
         held = origin.shape[0]
-        beyond = len([number for number in numbers if number >= held]) if is_embedding else 0
+        beyond = len([number for number in numbers if number >= held]) if of_tokens else 0
         if entry.shape != (len(numbers), *origin.shape[1:]) or not _are_rows(numbers, held + beyond):
             raise ReleaseError(
                 f"{adapter.folder}: the rows trained of {name!r} are not what trainable_token_indices says",
@@ -284,17 +286,36 @@ def _are_rows(numbers: Iterable[int], count: int) -> bool:
 def _turn(
     checkpoint: Checkpoint, name: str, pair: LoraPair | CombinedPair, origin: TensorEntry
 ) -> LoraPair | CombinedPair:
-    """PEFT ignores fan_in_fan_out on a torch.nn.Linear, like a head beside GPT-2's own layers."""
+    """The pair as the weight lies in the base."""
+    transposed = (
+        pair.transposed if is_embedding(name) else is_transposed(checkpoint, name, pair, origin.shape)
+    )
     straight = (pair.out_features, pair.in_features)
-    if origin.shape == (straight[::-1] if pair.transposed else straight):
-        return pair
-    if pair.transposed and origin.shape == straight:
-        return replace(pair, transposed=False)
+    if origin.shape == (straight[::-1] if transposed else straight):
+        return replace(pair, transposed=transposed)
     raise ReleaseError(
         f"{name!r} has shape {list(origin.shape)} in {checkpoint.folder}; the factors are for "
         f"{pair.out_features} outputs and {pair.in_features} inputs",
         _WRONG_BASE,
     )
+
+
+def is_transposed(
+    checkpoint: Checkpoint, name: str, pair: LoraPair | CombinedPair, shape: tuple[int, ...]
+) -> bool:
+    """Whether the linear layer's weight ``name``, of ``shape``, is stored as (in, out).
+
+    PEFT goes by the layer's class, and sets fan_in_fan_out as it wraps one: what it saves is right for the
+    last, not for each. So the setting counts only where the model type does not tell and the shape agrees.
+    """
+    if checkpoint.config.get("model_type") in _CONV1D_TYPES and _IN_A_BLOCK.fullmatch(name):
+        return True
+    return pair.transposed and shape != (pair.out_features, pair.in_features)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the weight ``name`` is that of the embeddings."""
+    return name.removesuffix(".weight").endswith(EMBEDDING_MODULES)
 
 
 def _vocabulary(checkpoint: Checkpoint, updates: Mapping[str, Update]) -> int | None:
@@ -304,7 +325,7 @@ def _vocabulary(checkpoint: Checkpoint, updates: Mapping[str, Update]) -> int | 
         for name, update in (
             (name, updates.get(name, Update()))
             for name in {*checkpoint.tensors, *updates}
-            if name == HEAD or name.removesuffix(".weight").endswith(EMBEDDING_MODULES)
+            if name == HEAD or is_embedding(name)
         )
     }
     if len(sizes) > 1:

@@ -67,7 +67,7 @@ def write_checkpoint(
     for a full disk; nothing is left behind then.
     """
     size = sum(part.size for shard in checkpoint.shards for part in _stored(plan, shard))
-    key = json.dumps({"inputs": inputs, "base": _identify(checkpoint), "tools": _tools()}, sort_keys=True)
+    key = key_of(checkpoint, inputs)
     with resumable_folder(out, key) as staging:
         resumed = len(staging.done)
         todo = [shard for shard in checkpoint.shards if shard.path.name not in staging.done]
@@ -92,6 +92,11 @@ def write_checkpoint(
             known = {name: FileEntry(**facts["target"]) for name, facts in staging.done.items()}
             seal_folder(staging.folder, draft, known)
     return Written(size, resumed)
+
+
+def key_of(checkpoint: Checkpoint, inputs: Mapping[str, object]) -> str:
+    """What is made of what, in one line: only where it is the same may a run go on with another's files."""
+    return json.dumps({"inputs": inputs, "base": _identify(checkpoint), "tools": _tools()}, sort_keys=True)
 
 
 def _add_files(folder: Path, contents: Mapping[str, bytes]) -> None:

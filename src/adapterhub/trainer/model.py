@@ -85,8 +85,8 @@ def load_base(
             f"{folder} is not a checkpoint that transformers can load: {_first_line(err)}",
             "name a folder that holds config.json and *.safetensors of a causal language model",
         ) from err
-    if device == "cpu" and quantization is not None:
-        _check_rows_are_whole_blocks(model, quantization)
+    if device == "cpu":
+        _check_rows_are_whole_blocks(model)
     if arithmetic_of(device) == "float32":
         compute_in_float32(model)
     model.requires_grad_(False)
@@ -100,16 +100,19 @@ def _is_quantized(folder: Path) -> bool:
         return False  # transformers says what is wrong with it
 
 
-def _check_rows_are_whole_blocks(model: PreTrainedModel, quantization: Quantization) -> None:
+def _check_rows_are_whole_blocks(model: PreTrainedModel) -> None:
     """Refuse what bitsandbytes 0.50 dequantizes wrongly on the CPU: rows that end inside a block."""
     import bitsandbytes
 
     for name, module in model.named_modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.in_features % quantization.block_size:
+        if not isinstance(module, bitsandbytes.nn.Linear4bit):
+            continue
+        block = module.weight.quant_state.blocksize
+        if module.in_features % block:
             raise ReleaseError(
-                f"{name} has {module.in_features} inputs, no multiple of {quantization.block_size}: "
+                f"{name} has {module.in_features} inputs, no multiple of {block}: "
                 "bitsandbytes computes wrong 4-bit products for it on the CPU",
-                "use a CUDA device, or set quantization to null",
+                "use a CUDA device, or a base in 16 bits (quantization: null)",
             )
 
 

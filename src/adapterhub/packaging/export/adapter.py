@@ -22,8 +22,8 @@ from adapterhub.packaging.export.container import (
 )
 from adapterhub.packaging.export.model import Export
 from adapterhub.packaging.manifest import MANIFEST_NAME
-from adapterhub.packaging.release import Release
 from adapterhub.packaging.updates import match_updates, some
+from adapterhub.packaging.verification import check_release
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,9 @@ def export_adapter(
     AdapterHubError without the package gguf.
     """
     check_file(out)
-    release = Release.open(folder) if (folder / MANIFEST_NAME).is_file() else None
-    if release is not None:
-        release.check_files()
-        if release.manifest.base is not None:
-            check_config(release.manifest.base, base)
+    release = check_release(folder).release if (folder / MANIFEST_NAME).is_file() else None
+    if release is not None and release.manifest.base is not None:
+        check_config(release.manifest.base, base)
     adapter = read_adapter(folder)
     checkpoint = open_checkpoint(base)
     architecture = read_architecture(base, checkpoint.config)

@@ -24,6 +24,7 @@ from adapterhub.packaging.export.vocabulary import read_vocabulary
 from adapterhub.packaging.manifest import MANIFEST_NAME
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.tensors import FLOATS, TensorEntry, TensorFile, read_tensor
+from adapterhub.packaging.verification import check_release
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def export_model(
                 f"{folder} is of kind {release.manifest.kind!r}",
                 "export the adapter's own release, or what `adapterhub merge --to bf16` makes of it",
             )
-        release.check_files()
+        release = check_release(folder).release
     checkpoint = open_checkpoint(folder)
     architecture = read_architecture(folder, checkpoint.config)
     planned = _plan(checkpoint, architecture, form)

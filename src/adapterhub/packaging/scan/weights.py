@@ -15,6 +15,7 @@ from adapterhub.packaging.adapter import CONFIG_NAME, PICKLE_NAME, WEIGHTS_NAME,
 from adapterhub.packaging.scan.findings import Finding, quote
 from adapterhub.packaging.scan.settings import read_json
 from adapterhub.packaging.tensors import FLOATS, read_header, read_tensor
+from adapterhub.packaging.updates import is_transposed
 
 if TYPE_CHECKING:
     from adapterhub.packaging.checkpoint import Checkpoint
@@ -109,10 +110,11 @@ def _others(adapter: Adapter) -> Iterator[Finding]:
 
 def _misfits(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
     for pair in adapter.pairs.values():
-        weight = base.tensors.get(f"{pair.module}.weight")
+        name = f"{pair.module}.weight"
+        weight = base.tensors.get(name)
         shape = (pair.out_features, pair.in_features)
-        if adapter.config.fan_in_fan_out:
-            shape = (pair.in_features, pair.out_features)
+        if weight is not None and is_transposed(base, name, pair, weight.shape):
+            shape = shape[::-1]
         if weight is None:
             what = "the base has no such layer"
         elif weight.shape != shape:
