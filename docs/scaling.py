@@ -54,8 +54,8 @@ SEVERAL = """## Two to eight cards with FSDP
 `accelerate launch --use_fsdp --num_processes N -m adapterhub train RECIPE.yaml` at its smallest setting,
 so that a cell says whether it fits at all: micro-batch 1, transformers' own engine, every layer
 recomputed; base, adapter and optimizer divided among the cards, two layers and the embeddings whole on
-each. In each cell: predicted peak of each card in GB. **Not measured**: FSDP was run on two CPU
-processes (`tests/trainer/test_distributed.py`), on no GPU so far.
+each. In each cell: predicted peak of each card in GB. **Not measured**: FSDP was run whole on two CPU
+processes (`tests/trainer/test_distributed.py`), on two GPUs up to its first checkpoint only.
 """
 SPEED = """## Guanaco's run
 
@@ -72,8 +72,8 @@ RUNS = """## What `train` runs
 One process on one GPU or CPU; or several, which `accelerate launch` or `torchrun` starts and which share
 the batch. Without `--use_fsdp` each of them has the whole base, and each card needs what one card needs.
 Several processes use transformers' own engine, not the fast path. FSDP takes NF4, FP4 and 16-bit bases
-with LoRA, rsLoRA and LoftQ; int8, DoRA, PiSSA, new tokens and paged optimizers are refused with it. None
-of this was measured on several GPUs.
+with LoRA, rsLoRA and LoftQ; int8, DoRA, PiSSA, new tokens and paged optimizers are refused with it. The
+speed of several GPUs was not measured; that two find one's losses was ([training.md](training.md)).
 """
 
 
