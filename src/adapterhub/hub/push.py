@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -108,11 +109,16 @@ def push(
         raise RefError(f"{repo!r} names a revision", f"push to {ref.repo}: the version is the release's own")
     held = hold_small_files(release.path, release.manifest.files)
     known = {name: file.sha256 for name, file in held.items()}
-    checked = check_release(release.path, publisher=ref.repo, known=known)
+    delivery = delivery or Delivery()
+    with ThreadPoolExecutor(1) as pool:  # while a core hashes, the Hub is asked
+        checking = pool.submit(check_release, release.path, publisher=ref.repo, known=known)
+        try:
+            api = connect(endpoint, token)
+            head = _look(api, ref, delivery, repo_type_of(release))
+        finally:
+            checked = checking.result()  # what is wrong with the release is said first
     release, signer = checked.release, checked.signer  # as it is now, whatever was done since it was opened
-    api, delivery = connect(endpoint, token), delivery or Delivery()
     tag = tag_of(release.manifest.version)
-    head = _look(api, ref, delivery, repo_type_of(release))
     if head.commit is None and not dry_run:
         head = _create(api, ref, delivery, repo_type_of(release))
     if tag in head.tags:
