@@ -76,3 +76,31 @@ def test_an_interrupted_run_goes_on_and_its_adapter_loads(
     )
     answer = model.generate(**prompt.to(model.device), max_new_tokens=8, do_sample=False)
     assert answer.shape[1] > prompt["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("fast_first", [True, False])
+def test_a_run_goes_on_under_the_other_engine(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_first: bool
+) -> None:
+    """As it must when it goes on with more GPUs, which have the plain engine."""
+    from adapterhub.trainer import plan as planning
+
+    class Interrupting(progress.PlainProgress):
+        def step(self, done: int, *others: float) -> None:
+            if done == 5:
+                raise KeyboardInterrupt
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert run_cli("train", recipe, "--out", whole, *FIXED)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "training_progress", Interrupting)
+        if not fast_first:
+            patch.setattr(planning, "FAST_TYPES", frozenset())
+        assert run_cli("train", recipe, "--out", resumed, *FIXED)[0] == 130
+    with monkeypatch.context() as patch:
+        if fast_first:
+            patch.setattr(planning, "FAST_TYPES", frozenset())
+        code, _, stderr = run_cli("train", recipe, "--out", resumed, *FIXED, "--resume")
+    assert code == 0, stderr
+    assert "resuming from checkpoint-3" in stderr
+    assert losses(resumed) == pytest.approx(losses(whole), rel=2e-2)

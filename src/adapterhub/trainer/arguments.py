@@ -26,7 +26,7 @@ def training_arguments(
     settings = recipe.training
     steps = steps_of(recipe, rows)
     fast = plan.setting.engine == "fast"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run_folder),
         max_steps=steps,
         per_device_train_batch_size=plan.micro_batch,
@@ -54,8 +54,13 @@ def training_arguments(
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=hardware.device == "cuda",
+        ddp_find_unused_parameters=False,  # every adapter parameter is used in every step
         **_recomputation(plan),
     )
+    # A process has one GPU; of several that it sees transformers would make a DataParallel, losses times two.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _recomputation(plan: Plan) -> dict[str, Any]:

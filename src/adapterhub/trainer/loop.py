@@ -18,9 +18,10 @@ from adapterhub.errors import TrainingError
 from adapterhub.trainer import ranks
 from adapterhub.trainer.batches import BLANK, StepBatches, StepLoader
 from adapterhub.trainer.checkpoints import mark_complete
+from adapterhub.trainer.moments import portable, restore
 from adapterhub.trainer.packing import PackedRow, collate
 from adapterhub.trainer.progress import TrainingProgress
-from adapterhub.trainer.sharding import adapter_state, divided, gathered
+from adapterhub.trainer.sharding import adapter_state, gathered
 from adapterhub.trainer.template import IGNORED
 
 if TYPE_CHECKING:
@@ -105,11 +106,15 @@ class AdapterTrainer(Trainer):
             self.fast.remove()
         return self.peft_model
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter alone: peft would add whole embeddings that were resized for new tokens."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        state = self.whole_adapter() or state_dict
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter alone: peft would add whole embeddings that were resized for new tokens.
+
+        Every process comes here, and what FSDP divides all of them give; some versions of transformers would
+        ask the first alone, who would wait for ever.
+        """
+        state = self.whole_adapter()
         if ranks.is_first():
+            folder = Path(output_dir or str(self.args.output_dir))
             self.peft_model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
     def whole_adapter(self) -> dict[str, torch.Tensor] | None:
@@ -122,25 +127,30 @@ class AdapterTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._sharded:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        optimizer: Any = self.optimizer
+        """In the form that every engine reads, whole where FSDP divides it; every process must come here."""
         scheduler: Any = self.lr_scheduler
-        state = gathered(optimizer.state_dict())
+        state = gathered(portable(self.unwrapped_optimizer(), self.peft_model))
         if ranks.is_first():
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self._sharded or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
-        optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(divided(state, optimizer))
-        scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        file = Path(checkpoint) / OPTIMIZER_NAME
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        restore(self.unwrapped_optimizer(), self.peft_model, saved, str(file))
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        for name in ("base_lrs", "_last_lr", "lr_lambdas"):  # all groups have one; engines differ in how many
+            schedule[name] = schedule[name][:1] * len(self.unwrapped_optimizer().param_groups)
+        scheduler.load_state_dict(schedule)
+
+    def unwrapped_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, not accelerate's wrapper of it."""
+        optimizer: Any = self.optimizer
+        found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return found
 
     def keep_step(self) -> Path | None:
         """Save a checkpoint of the last finished step, if there is one, for a run that cannot go on so."""
@@ -241,8 +251,8 @@ class _Watcher(TrainerCallback):
         """Before clipping: from transformers' log, or from the fast path's optimizer, which clips itself."""
         if self._trainer.fast is None:
             return logs.get("grad_norm", 0.0)
-        optimizer: Any = self._trainer.optimizer
-        return float(getattr(optimizer, "optimizer", optimizer).grad_norm)
+        optimizer: Any = self._trainer.unwrapped_optimizer()
+        return float(optimizer.grad_norm)
 
     def _measure_held_out(self, state: TrainerState) -> None:
         if not self._held_out:

@@ -67,6 +67,7 @@ def together() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank())
+        os.environ.setdefault("NCCL_DEBUG_FILE", "/dev/stderr")  # stdout is for the result
     store, number, size = next(iter(torch.distributed.rendezvous("env://")))
     backend = "nccl" if cuda else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=number, world_size=size)

@@ -222,7 +222,7 @@ def _train_until_it_fits(
             with run.progress:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer, current, misses
-        except (EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as err:
+        except (EOFError, FileNotFoundError, ValueError, RuntimeError, pickle.UnpicklingError) as err:
             if isinstance(err, torch.OutOfMemoryError):
                 lost: torch.OutOfMemoryError = err
             elif checkpoint is None or trainer.began:

@@ -80,6 +80,33 @@ class FlatAdamW(torch.optim.Optimizer):
                 value = value.to(torch.uint8)
             state[name] = value.pin_memory() if self.flat.paged and name != "step" else value
 
+    def moments(self) -> dict[int, dict[str, torch.Tensor]]:
+        """By ``id`` of an adapter module's parameter its state as views: ``step`` (), and in the parameter's
+        shape ``exp_avg`` and ``exp_avg_sq``. Empty before the first step; for 32 bits.
+        """
+        state: dict[str, torch.Tensor] = self.state[self.flat.master]
+        if not state:
+            return {}
+        return {
+            id(parameter): {
+                "step": state["step"],
+                **{name: self._view(state[name], parameter) for name in ("exp_avg", "exp_avg_sq")},
+            }
+            for parameter in self.flat.parameters
+        }
+
+    @torch.no_grad()
+    def load_moments(self, moments: dict[int, dict[str, Any]]) -> None:
+        """Take over what ``moments`` of this or another optimizer gave, from any device; 32 bits."""
+        state = self._initialized()
+        for parameter in self.flat.parameters:
+            for name in ("exp_avg", "exp_avg_sq"):
+                self._view(state[name], parameter).copy_(moments[id(parameter)][name])
+        state["step"] = torch.tensor(float(max(int(found["step"]) for found in moments.values())))
+
+    def _view(self, buffer: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        return buffer[self.flat.views[id(parameter)]].view(parameter.shape)
+
     def _step_paged(self, state: dict[str, torch.Tensor]) -> None:
         """Master weights and moments through the device, chunk by chunk, on two streams in turn."""
         device = self.flat.gradient.device
