@@ -1,4 +1,4 @@
-"""What a download shows where there is no terminal, and on one."""
+"""What a transfer shows where there is no terminal, and on one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from adapterhub.commands import progress
-from adapterhub.commands.progress import in_units, show_download
+from adapterhub.commands.progress import in_units, show_transfer
 
 
 @pytest.mark.parametrize(
@@ -24,22 +24,22 @@ def test_sizes_in_words(size: int, words: str) -> None:
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch) -> None:
     now = iter(range(0, 100, 4))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    with show_download() as tell:
+    with show_transfer("uploading") as tell:
         for done in range(0, 700_000_000, 100_000_000):
             tell(done, 600_000_000)
     assert capsys.readouterr().err.splitlines() == [
-        "downloading: 300 MB of 600 MB, 25.0 MB/s, 0:12 left",
-        "downloading: 600 MB of 600 MB, 25.0 MB/s",
+        "uploading: 300 MB of 600 MB, 25.0 MB/s, 0:12 left",
+        "uploading: 600 MB of 600 MB, 25.0 MB/s",
     ]
-    with show_download(quiet=True) as tell:
+    with show_transfer("uploading", quiet=True) as tell:
         tell(1, 2)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_terminal_gets_rate_and_time_left() -> None:
     program = (
-        "from adapterhub.commands.progress import show_download\nimport time\n"
-        "with show_download() as tell:\n"
+        "from adapterhub.commands.progress import show_transfer\nimport time\n"
+        "with show_transfer('uploading') as tell:\n"
         "    for done in range(0, 60_000_001, 6_000_000):\n"
         "        tell(done, 60_000_000); time.sleep(0.02)\n"
     )
@@ -58,4 +58,5 @@ def test_a_terminal_gets_rate_and_time_left() -> None:
     assert process.returncode == 0
     assert b"60.0/60.0 MB" in shown
     assert b"MB/s" in shown
+    assert b"uploading" in shown
     assert b"0:00:0" in shown

@@ -105,6 +105,26 @@ def published(
     return repo, release.path
 
 
+def test_a_push_tells_the_bytes_of_large_files(hub_server, published, tmp_path) -> None:
+    repo, folder = published
+    (folder / "weights.safetensors").unlink()
+    manifest = Manifest.read(folder)
+    files = {name: entry for name, entry in manifest.files.items() if name != "weights.safetensors"}
+    draft = manifest.model_copy(update={"version": "0.2.0", "files": files})
+    (folder / MANIFEST_NAME).write_bytes(draft.to_bytes())
+    small, large = [], []
+    send = {"endpoint": hub_server.url, "token": hub_server.token}
+    push(Release.open(folder), repo, **send, progress=lambda *told: small.append(told))
+    assert small == []
+    (folder / MANIFEST_NAME).write_bytes(draft.model_copy(update={"version": "0.3.0"}).to_bytes())
+    sizes = {"weights.safetensors": 5_000_000, "more.safetensors": 2_000_000}
+    release = Release.open(folder).with_files({name: os.urandom(size) for name, size in sizes.items()})
+    push(release, repo, **send, progress=lambda *told: large.append(told))
+    assert {total for _, total in large} == {7_000_000}
+    assert [done for done, _ in large] == sorted({done for done, _ in large})
+    assert large[-1][0] == 7_000_000
+
+
 @pytest.fixture
 def check(published, hub_cache: Path, line: Line) -> Callable[[], None]:
     """Pull, and hold the result to what was pushed: byte-identical, nothing left over."""
@@ -201,13 +221,22 @@ def test_content_that_stays_wrong_is_an_error_and_leaves_nothing(published, line
 
 
 def test_a_disk_without_room_is_said_before_anything_is_fetched(
-    published, line, hub_cache, monkeypatch
+    published, line, hub_cache, tmp_path, monkeypatch
 ) -> None:
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=LARGE // 2))
     with pytest.raises(AdapterHubError, match="its disk has") as error:
         pull(published[0], endpoint=line.url)
     assert "HF_HOME" in error.value.fix
+    assert line.fetched < LARGE // 4
+    out = tmp_path / "elsewhere" / "out"
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: real(path)._replace(free=LARGE // 2 if path == tmp_path else 9 * LARGE),
+    )
+    with pytest.raises(AdapterHubError, match=f"{out}, and its disk has"):
+        pull(published[0], endpoint=line.url, out=out)
     assert line.fetched < LARGE // 4
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -28,6 +29,7 @@ from adapterhub.errors import (
     SignatureError,
 )
 from adapterhub.hub import downloads
+from adapterhub.hub.client import offline
 from adapterhub.hub.pull import Pulled, pull
 from adapterhub.hub.push import Delivery, push
 from adapterhub.packaging.files import list_files
@@ -480,6 +482,37 @@ def test_without_a_network_what_was_pulled_is_found(publish, get, repo) -> None:
     with pytest.raises(HubError, match="no answer from") as error:
         get("ada/never-pulled@0.1.0", endpoint=DEAD)
     assert "check the network" in error.value.fix
+
+
+def test_without_a_network_a_part_says_what_it_lacks_and_nobody_waits(
+    publish, get, repo, hub_cache, monkeypatch
+) -> None:
+    publish("0.1.0")
+    get(f"{repo}@0.1.0", only="adapter")
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits for a Hub that gave no answer"))
+    lacks = f"the cache lacks evidence/version.json of {repo}@v0.1.0, and {DEAD} cannot be asked"
+    with pytest.warns(AdapterHubWarning), pytest.raises(HubError, match=lacks):
+        get(f"{repo}@0.1.0", endpoint=DEAD)
+
+
+def test_offline_the_main_branch_stands_for_a_repository_without_versions(publish, api, get, repo) -> None:
+    publish("0.1.0")
+    api.delete_tag(repo, tag="v0.1.0")
+    pulled = get(repo)
+    with offline(), pytest.warns(AdapterHubWarning, match="offline; this is what was pulled before"):
+        assert get(repo) == replace(pulled, offline=True)
+    with offline(), pytest.raises(HubError, match="is not asked"):
+        get(f"{repo}@latest")
+
+
+def test_a_gated_repository_says_where_to_ask(publish, api, hub_server, get, repo) -> None:
+    publish("0.1.0")
+    api.update_repo_settings(repo, gated="manual")
+    with pytest.raises(AuthError, match=f"{repo}@v0.1.0 is gated: ") as error:
+        get(repo)
+    assert f"ask for access at {hub_server.url}/{repo}, " in error.value.fix
+    assert "HF_TOKEN" in error.value.fix
+    assert get(repo, token=hub_server.token).tag == "v0.1.0"
 
 
 def test_a_hub_that_fails_is_not_taken_for_one_that_cannot_be_reached(

@@ -377,8 +377,12 @@ def test_a_pull_request_gets_its_tag_once_it_is_merged(api, send, repo, version_
     proposed = send(newer, repo, delivery=proposing)
     assert proposed.outcome == "proposed"
     assert proposed.url.endswith(f"/{repo}/discussions/1")
-    again = send(newer, repo, delivery=proposing)
-    assert (again.outcome, again.commit, again.url) == ("proposed before", proposed.commit, proposed.url)
+    for options in ({}, {"dry_run": True}, {"delivery": Delivery(as_pull_request=True, message="Again")}):
+        again = send(newer, repo, **{"delivery": proposing} | options)
+        assert (again.outcome, again.commit, again.url) == ("proposed before", proposed.commit, proposed.url)
+    elsewhere = Delivery("next", as_pull_request=True)
+    api.create_branch(repo, branch="next")
+    assert send(newer, repo, delivery=elsewhere).url.endswith(f"/{repo}/discussions/2")
     assert set(tags(api, repo)) == {"v1.0.0"}
     assert api.model_info(repo).sha == first
     api.merge_pull_request(repo, 1)

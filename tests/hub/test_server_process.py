@@ -121,6 +121,7 @@ def test_usage_errors(tmp_path: Path) -> None:
     assert "blanks" in cli("serve", tmp_path, "--user", "ada", "--token", "a b").stderr
     bad_user = cli("serve", tmp_path, "--user", "../x", "--token", "t")
     assert (bad_user.returncode, "not a user name" in bad_user.stderr) == (5, True)
+    assert cli("token", "list", tmp_path).stderr == f"{tmp_path} keeps no tokens\n"
     no_such = cli("token", "revoke", tmp_path, "00000000")
     assert (no_such.returncode, "no token with the id" in no_such.stderr) == (5, True)
     assert cli("token", "add", tmp_path, "--user", "api").returncode == 5

@@ -83,8 +83,8 @@ def test_a_pull_request_by_command(run_cli, repo, carded_release) -> None:
     )
     run_cli("card", carded_release)
     code, out, err = run_cli("push", carded_release, repo, "--create-pr", "--message", "Try this")
-    assert (code, out.splitlines()) == (0, [f"commit  {os.environ['HF_ENDPOINT']}/{repo}/discussions/1"])
-    assert "as a pull request; no tag yet" in err
+    assert (code, out) == (0, f"pull request  {os.environ['HF_ENDPOINT']}/{repo}/discussions/1\n")
+    assert "as a pull request; no tag yet: push the same again once it is merged" in err
     assert run_cli("push", carded_release, "ada/never-made", "--create-pr", "--private")[0] == 2
 
 

@@ -80,7 +80,8 @@ def test_a_pre_release_becomes_what_it_announced(before: str, level, after: str)
      ("adapter_model.safetensors", "weights"), ("config.json", "weights"),
      ("evidence/scores.json", "evidence"),
      ("README.md", "card"), ("notes.md", "card"), (".eval_results/adapterhub.yaml", "card"),
-     ("docs/README.md", "weights"), ("LICENSE", "licence"), ("odd.bin", "weights")],
+     ("docs/README.md", "weights"), ("LICENSE", "licence"), ("odd.bin", "weights"),
+     ("data/train-00000-of-00001.parquet", "rows")],
 )  # fmt: skip
 def test_what_a_file_belongs_to(name: str, part: str) -> None:
     assert part_of(name)[0] == part

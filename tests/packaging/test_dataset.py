@@ -36,7 +36,9 @@ def chat(user: str, answer: str = "ok", **columns: object) -> dict:
 def build(out: Path, source: Path, test: Path | None = None, share: float = 0.0, **options) -> Release:
     draft = Manifest(name="rows", version="1.0.0", created=datetime(2026, 1, 2, tzinfo=UTC), kind="dataset")
     options = {"benchmarks": {}, "counter": None, "render": lambda manifest, evidence: b"card"} | options
-    return build_dataset(out, draft, find_inputs(source, test, share), source=source.name, **options)
+    return build_dataset(
+        out, lambda _: draft, find_inputs(source, test, share), source=source.name, **options
+    )
 
 
 def evidence_of(release: Release) -> DatasetEvidence:

@@ -11,6 +11,7 @@ import click
 
 from adapterhub.commands.fields import print_fields
 from adapterhub.commands.progress import in_units
+from adapterhub.commands.targets import naming_kind
 
 if TYPE_CHECKING:
     from adapterhub.hub.catalogue import Described, Listed
@@ -87,7 +88,8 @@ def info_command(ref: str, kind: str, endpoint: str | None, as_json: bool) -> No
     """
     from adapterhub.hub.catalogue import describe
 
-    found = describe(ref, _repo_type(kind), endpoint=endpoint)
+    with naming_kind(ref, kind, endpoint):
+        found = describe(ref, _repo_type(kind), endpoint=endpoint)
     if as_json:
         click.echo(json.dumps(_described_json(found), indent=2, ensure_ascii=False))
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.commands.progress import show_transfer
 from adapterhub.commands.signing import PASSWORD_VARIABLE
 from adapterhub.errors import DataError
 
@@ -82,9 +83,17 @@ def publish(
         key=options["key"],
         password=os.environ.get(PASSWORD_VARIABLE),
     )
-    published = publish_rows(
-        path, repo, wish, render_dataset_card, endpoint=endpoint, delivery=delivery, dry_run=dry_run
-    )
+    with show_transfer("uploading") as progress:
+        published = publish_rows(
+            path,
+            repo,
+            wish,
+            render_dataset_card,
+            endpoint=endpoint,
+            delivery=delivery,
+            dry_run=dry_run,
+            progress=progress,
+        )
     for line in _describe(published):
         click.echo(line, err=True)
     return published.pushed
@@ -114,8 +123,10 @@ def _describe(published: Published) -> list[str]:
     size = sum(it.size for it in sent)
     outcome = {
         "already there": "these very rows are there already; nothing was sent",
+        "tagged": f"these very rows were there already; {pushed.tag} was added",
         "dry run": f"would send {len(sent)} files, {size} bytes; nothing was changed",
-        "proposed": f"{len(sent)} files, {size} bytes were sent as a pull request",
+        "proposed": f"{len(sent)} files, {size} bytes were sent as a pull request; no tag yet: "
+        "push the same again once it is merged",
         "proposed before": "these very rows are proposed already, and wait to be merged; nothing was sent",
     }.get(pushed.outcome, f"{len(sent)} files, {size} bytes were sent")
     lines = [f"{pushed.repo}@{pushed.tag}: {outcome}"]
@@ -133,9 +144,8 @@ def _describe(published: Published) -> list[str]:
             )
     for found in evidence.personal_data:
         if found.rows:
-            lines.append(
-                f"{found.rows} rows hold what looks like: {found.kind} ({', '.join(found.examples)})"
-            )
+            hold = "1 row holds" if found.rows == 1 else f"{found.rows} rows hold"
+            lines.append(f"{hold} what looks like: {found.kind} ({', '.join(found.examples)})")
     if published.manifest.licence is None:
         lines.append("no licence is stated: --licence names one")
     return lines

@@ -16,23 +16,24 @@ _UNITS: Final = ("bytes", "KB", "MB", "GB", "TB")
 
 
 @contextmanager
-def show_download(*, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def show_transfer(words: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Yield what is to be told, again and again, the bytes that are there and all that are to come.
 
     On a terminal a bar with rate and time left is on stderr until the block ends; elsewhere a line every ten
-    seconds and one at the end, and none at all for what takes less. ``quiet`` shows nothing.
+    seconds and one at the end, and none at all for what takes less. ``words`` say what is done, like
+    ``downloading``; ``quiet`` shows nothing.
     """
     if quiet:
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
-        with _bar() as tell:
+        with _bar(words) as tell:
             yield tell
     else:
-        yield _Lines().tell
+        yield _Lines(words).tell
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def _bar(words: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -58,17 +59,17 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
             if total < _WORTH_SHOWING:
                 return
             if total not in tasks:
-                tasks[total] = progress.add_task("downloading", total=total, completed=done)
+                tasks[total] = progress.add_task(words, total=total, completed=done)
             progress.update(tasks[total], completed=done)  # type: ignore[arg-type]
 
         yield tell
 
 
 class _Lines:
-    """One download after another, in lines of a log."""
+    """One transfer after another, in lines of a log."""
 
-    def __init__(self) -> None:
-        self._total = -1
+    def __init__(self, words: str) -> None:
+        self._words, self._total = words, -1
         self._began, self._had = 0.0, 0
         self._told = 0.0
 
@@ -82,7 +83,9 @@ class _Lines:
         self._told = now
         rate = (done - self._had) / (now - self._began)
         left = f", {_time((total - done) / rate)} left" if rate > 0 and done < total else ""
-        click.echo(f"downloading: {in_units(done)} of {in_units(total)}, {in_units(rate)}/s{left}", err=True)
+        click.echo(
+            f"{self._words}: {in_units(done)} of {in_units(total)}, {in_units(rate)}/s{left}", err=True
+        )
 
 
 def in_units(size: float) -> str:

@@ -101,6 +101,8 @@ def list_tokens_command(root: Path, as_json: bool) -> None:
     with serve_extra():
         from adapterhub.hub.server.accounts import read_tokens
     records = read_tokens(root)
+    if not records:
+        click.echo(f"{root} keeps no tokens", err=True)
     if as_json:
         click.echo(json.dumps([_token_json(it) for it in records], indent=2))
         return

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.commands.datasets import dataset_options, publish, refuse_dataset_options
-from adapterhub.commands.progress import show_download
+from adapterhub.commands.progress import show_transfer
+from adapterhub.commands.targets import naming_kind
 from adapterhub.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -83,17 +84,20 @@ def push_command(
         release = Release.open(folder)
         _check_kind(release, kind)
         _check_card(release)
-        pushed = push(release, repo, endpoint=endpoint, delivery=delivery, dry_run=dry_run)
+        with show_transfer("uploading") as progress:
+            pushed = push(
+                release, repo, endpoint=endpoint, delivery=delivery, dry_run=dry_run, progress=progress
+            )
         _say_pushed(release, pushed)
     if as_json:
         click.echo(json.dumps(_pushed_json(pushed), indent=2))
     elif dry_run:
         for it in pushed.files:
             click.echo(f"{it.change:<9} {it.size:>12}  {it.name}")
+    elif pushed.outcome.startswith("proposed"):
+        click.echo(f"pull request  {pushed.url}")
     else:
-        click.echo(f"commit  {pushed.url}")
-        if not pushed.outcome.startswith("proposed"):
-            click.echo(f"tag     {pushed.tag}")
+        click.echo(f"commit  {pushed.url}\ntag     {pushed.tag}")
 
 
 @click.command("pull")
@@ -156,7 +160,8 @@ def pull_command(
         take = partial(pull_locked, ref, Path(LOCK_NAME))
     else:
         take = partial(pull_not_older, ref, Path(LOCK_NAME), allow_downgrade=allow_downgrade)
-    with show_download(quiet=quiet) as progress, without_network() if offline else nullcontext():
+    asking = without_network() if offline else nullcontext()
+    with show_transfer("downloading", quiet=quiet) as progress, asking, naming_kind(ref, kind, endpoint):
         pulled = take(
             endpoint=endpoint,
             out=out,
@@ -204,7 +209,8 @@ def _say_pushed(release: Release, pushed: Pushed) -> None:
         "pushed": f"{len(sent)} of {len(pushed.files)} files were new or changed",
         "tagged": f"the files were there already; {pushed.tag} was added",
         "already there": "the very same release is there already; nothing was sent",
-        "proposed": f"{len(sent)} of {len(pushed.files)} files are proposed, as a pull request; no tag yet",
+        "proposed": f"{len(sent)} of {len(pushed.files)} files are proposed, as a pull request; no tag yet: "
+        "push the same again once it is merged",
         "proposed before": "this very release is proposed already, and waits to be merged; nothing was sent",
         "dry run": f"would send {len(sent)} files, {sum(it.size for it in sent)} bytes; nothing was changed",
     }

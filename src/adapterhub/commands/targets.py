@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.errors import RefError, ReleaseError
+from adapterhub.errors import HubError, RefError, ReleaseError
 from adapterhub.packaging.files import cached_ref
 
 if TYPE_CHECKING:
@@ -101,3 +101,27 @@ def naming_folder_or_ref(target: str) -> Iterator[None]:
         yield
     except RefError as err:
         raise RefError(f"{err.what}; and there is no folder {target} here", err.fix) from err
+
+
+@contextmanager
+def naming_kind(target: str, kind: str | None, endpoint: str | None) -> Iterator[None]:
+    """Around asking a Hub for ``target``: a RefError from inside says so when the Hub has a dataset of that
+    name and no model, and ``kind`` is not ``dataset``."""
+    try:
+        yield
+    except RefError as err:
+        if kind != "dataset" and _is_dataset(target, endpoint):
+            raise RefError(f"{target} is a dataset", "add --type dataset") from err
+        raise
+
+
+def _is_dataset(target: str, endpoint: str | None) -> bool:
+    """Whether a Hub has a dataset of that name, and no model; False too when it cannot be asked."""
+    from adapterhub.hub.client import connect, look_up
+    from adapterhub.hub.refs import parse_ref
+
+    try:
+        api, ref = connect(endpoint), parse_ref(target)
+        return look_up(api, ref) is None and look_up(api, ref, "dataset") is not None
+    except HubError:
+        return False

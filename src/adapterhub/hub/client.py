@@ -326,8 +326,11 @@ def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:
     said = err.server_message or err.response.headers.get("X-Error-Message") or _line(err)
     said = " ".join(said.split())
     if isinstance(err, errors.GatedRepoError):
+        page = f"{api.endpoint}/{_page_of(err.response.url.path, subject)}"
+        with_token = "send the token of who was granted it" if has_token(api) else _TOKEN
         return AuthError(
-            f"access to {subject} is restricted: {said}", f"ask its owner for access, then {_TOKEN}"
+            f"{subject} is gated: {said}",
+            f"ask for access at {page}, which its owner grants, then {with_token}",
         )
     if isinstance(err, errors.RepositoryNotFoundError):
         if has_token(api):
@@ -360,6 +363,12 @@ def _explain_answer(err: Exception, api: HfApi, subject: str) -> HubError:
     if status >= 500:
         return HubError(f"{api.endpoint} failed ({status}) with {subject}: {said}", "try again later")
     return HubError(f"{api.endpoint} refused ({status}) {subject}: {said}", _NETWORK)
+
+
+def _page_of(path: str, subject: str) -> str:
+    """Where a browser finds a repository, given the path of a call about it."""
+    folder = "datasets/" if path.startswith(("/api/datasets/", "/datasets/")) else ""
+    return folder + subject.partition("@")[0]
 
 
 def _line(err: BaseException, limit: int = 240) -> str:

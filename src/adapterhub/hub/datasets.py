@@ -39,10 +39,11 @@ def fetch_rows(
 ) -> FetchedRows:
     """Bring the .jsonl, .json or .parquet files of a dataset's split into the cache, checked as bases are.
 
-    ``source`` is ``owner/name[@revision]``. A file belongs to the split that its path names, like
-    ``data/train-00000-of-00001.parquet`` or ``test/rows.jsonl``; when no path names one, all files are the
-    split's. Of versions, ``@v1`` means the highest 1.x.y, if no tag or branch is called so. The files of a
-    dataset release must be those that its manifest lists, and a version's tag must hold that version.
+    ``source`` is ``owner/name[@revision]``, without a revision what ``pull`` would take. A file belongs to
+    the split that its path names, like ``data/train-00000-of-00001.parquet`` or ``test/rows.jsonl``; when no
+    path names one, all files are the split's. Of versions, ``@v1`` means the highest 1.x.y, if no tag or
+    branch is called so. The files of a dataset release must be those that its manifest lists, and a version's
+    tag must hold that version.
 
     Raises DataError when the split is not there, or there more than once (several configurations, or
     the same rows in two formats), SignatureError for a release that is not what its manifest says, RefError
@@ -59,7 +60,7 @@ def fetch_rows(
 
 def _resolve(api: HfApi, ref: Ref) -> tuple[Ref, str]:
     """What ``ref`` names, and its commit; a line of versions (``v1``) is its highest."""
-    if ref.revision == LATEST:
+    if ref.revision in (None, LATEST):
         ref = newest(api, ref, "dataset")
     try:
         return ref, resolve(api, ref, "dataset").commit

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,18 +24,17 @@ from adapterhub.hub.client import RepoType, hub_errors, hub_headers, keep_bars_o
 from adapterhub.hub.contents import Content, Digest
 from adapterhub.hub.flushing import Flusher
 from adapterhub.hub.refs import Ref
+from adapterhub.hub.tally import Progress, Tally
 
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
-Progress = Callable[[int, int], None]
-"""Told the bytes that are there, and all that are to come."""
-
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 5  # one after another, without a single new byte
 _PAUSE: Final = 1.0  # seconds before the second of them; twice as long before each further one
 _AT_ONCE: Final = 8  # files
+_WORTH_SHOWING: Final = 4 << 20  # bytes
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -81,14 +80,17 @@ def download_contents(
             raise
 
 
-def check_space(folder: Path, wanted: int) -> None:
-    """Raise AdapterHubError when the disk that ``folder`` is to lie on has no ``wanted`` bytes left."""
+def check_space(folder: Path, wanted: int, otherwise: str = "let HF_HOME name a folder on another") -> None:
+    """Raise AdapterHubError when the disk that ``folder`` is to lie on has no ``wanted`` bytes left.
+
+    ``otherwise`` says what to do without making room.
+    """
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if wanted > free:
         raise AdapterHubError(
-            f"{wanted} bytes are still to be downloaded into {folder}, and its disk has {free} left",
-            "make room on that disk, or let HF_HOME name a folder on another; what has arrived is kept",
+            f"{wanted} bytes are still to come into {folder}, and its disk has {free} left",
+            f"make room on that disk, or {otherwise}; what has arrived is kept",
         )
 
 
@@ -101,31 +103,22 @@ def missing_bytes(cache: Path, content: Content) -> int:
     return max(content.size - (part.stat().st_size if part.is_file() else 0), 0)
 
 
-class _Tally:
-    """The bytes that are there, over all threads."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._total, self._progress, self._done, self._lock = total, progress, 0, threading.Lock()
-
-    def add(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            self._progress(self._done, self._total)
-
-
 @contextmanager
-def _shown(progress: Progress | None, files: Mapping[str, Content]) -> Iterator[_Tally]:
-    """A count of the bytes of ``files`` that ``progress``, or else huggingface_hub's bar, is told of."""
+def _shown(progress: Progress | None, files: Mapping[str, Content]) -> Iterator[Tally]:
+    """A count of the bytes of ``files`` that ``progress``, or else huggingface_hub's bar, is told of.
+
+    Without ``progress`` there is no bar for so little that it is there before anybody has read it.
+    """
     total = sum(content.size for content in files.values())
-    if progress is not None:
-        yield _Tally(total, progress)
+    if progress is not None or total < _WORTH_SHOWING:
+        yield Tally(total, progress or (lambda _done, _total: None))
         return
     from huggingface_hub.utils import tqdm
 
     keep_bars_out_of_files()
     words = f"{len(files)} files" if len(files) > 1 else next(iter(files))
     with tqdm(total=total, desc=words, unit="B", unit_scale=True, name="adapterhub.download") as bar:
-        yield _Tally(total, lambda done, _: bar.update(done - bar.n))
+        yield Tally(total, lambda done, _: bar.update(done - bar.n))
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ class _Download:
     content: Content
     repo_type: RepoType
     cache: Path
-    tally: _Tally
+    tally: Tally
     stop: threading.Event
 
     def run(self) -> str | None:

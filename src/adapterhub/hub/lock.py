@@ -17,11 +17,11 @@ from adapterhub.errors import (
     VersionError,
 )
 from adapterhub.hub.client import Unreachable, connect, resolve
-from adapterhub.hub.downloads import Progress
 from adapterhub.hub.lockfile import LOCK_NAME, LockedBase, LockedRelease, LockFile
 from adapterhub.hub.pull import Part, Pulled, pull
 from adapterhub.hub.refs import Ref, parse_ref
 from adapterhub.hub.snapshots import snapshot_folder
+from adapterhub.hub.tally import Progress
 from adapterhub.packaging.anchors import Signer
 from adapterhub.packaging.manifest import MANIFEST_NAME, BaseLock, parse_version
 

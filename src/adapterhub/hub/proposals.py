@@ -18,24 +18,29 @@ if TYPE_CHECKING:
 class Proposal:
     """An open pull request."""
 
+    number: int
     commit: str
     """Its head, 40 hex digits."""
     url: str
 
 
-def find_proposals(api: HfApi, ref: Ref, title: str, branch: str, repo_type: RepoType) -> Iterator[Proposal]:
-    """The open pull requests of a title against a branch. Raises AuthError, HubError."""
+def find_proposals(api: HfApi, ref: Ref, repo_type: RepoType) -> Iterator[Proposal]:
+    """The open pull requests of a repository, against whichever branch. Raises AuthError, HubError."""
     with hub_errors(api, ref):
         found = api.get_repo_discussions(
             ref.repo, repo_type=repo_type, discussion_type="pull_request", discussion_status="open"
         )
         for it in found:
-            if it.title != title:
-                continue
-            details = api.get_discussion_details(ref.repo, it.num, repo_type=repo_type)
             commit = api.repo_info(ref.repo, revision=f"refs/pr/{it.num}", repo_type=repo_type).sha
-            if commit is not None and details.target_branch == f"refs/heads/{branch}":
-                yield Proposal(commit, it.url)
+            if commit is not None:
+                yield Proposal(it.num, commit, it.url)
+
+
+def is_against(api: HfApi, ref: Ref, proposal: Proposal, branch: str, repo_type: RepoType) -> bool:
+    """Whether a pull request is to be merged into a branch. Raises AuthError, HubError."""
+    with hub_errors(api, ref):
+        details = api.get_discussion_details(ref.repo, proposal.number, repo_type=repo_type)
+    return details.target_branch == f"refs/heads/{branch}"
 
 
 def who_moved(api: HfApi, ref: Ref, branch: str, parent: str, repo_type: RepoType) -> ConflictError | None:

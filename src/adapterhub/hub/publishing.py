@@ -6,24 +6,37 @@ import fcntl
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.errors import ConflictError, DataError, ManifestError, RefError, VersionError
+from adapterhub.errors import (
+    ConflictError,
+    DataError,
+    ManifestError,
+    RefError,
+    SignatureError,
+    VersionError,
+)
 from adapterhub.hub.client import connect, list_tags, look_up, repo_cache, resolve
+from adapterhub.hub.proposals import find_proposals
 from adapterhub.hub.push import Delivery, Pushed, push
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of
 from adapterhub.hub.snapshots import download, snapshot_folder
+from adapterhub.hub.tally import Progress
+from adapterhub.packaging.anchors import TrustedKey
+from adapterhub.packaging.bundles import SIGNATURE_NAME
 from adapterhub.packaging.dataset.evidence import DATASET, DatasetEvidence, read_dataset_evidence
 from adapterhub.packaging.dataset.lengths import TokenCounter
 from adapterhub.packaging.files import sha256_file
+from adapterhub.packaging.keys import public_pem, read_private_key
 from adapterhub.packaging.manifest import MANIFEST_NAME, Manifest, parse_version
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.signing import sign_release
+from adapterhub.packaging.verification import verify_signature
 from adapterhub.version import __version__
 
 if TYPE_CHECKING:
@@ -76,12 +89,13 @@ def publish_rows(
     token: str | None = None,
     delivery: Delivery | None = None,
     dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Published:
     """Make a dataset release of the rows in ``path`` (a file, or a folder of them) and push it to ``repo``.
 
     ``render`` writes the card of a manifest and its evidence, for a repository. Rows that the Hub holds under
     the wished version, or under its highest when none is wished, are not sent again, however their files were
-    cut. The release is made beside the Hub's cache and removed again.
+    cut. The release is made beside the Hub's cache and removed again. ``progress``: see ``push``.
 
     Raises DataError for malformed rows, by file and line; VersionError for a version that is taken by other
     rows; ConflictError when another process publishes to the same repository from here; what ``push`` raises.
@@ -99,13 +113,22 @@ def publish_rows(
     is_there = look_up(api, ref, "dataset") is not None
     tags = list_tags(api, ref, "dataset") if is_there else {}
     version = _choose_version(wish.version, tags)
-    branch = (delivery or Delivery()).branch
-    begun = _begun(api, Ref(ref.repo, branch), version) if is_there and tag_of(version) not in tags else None
+    delivery = delivery or Delivery()
+    begun: _Begun | None = None
+
+    def draft(evidence: DatasetEvidence) -> Manifest:
+        nonlocal begun
+        if is_there and tag_of(version) not in tags:
+            begun = _find_begun(api, ref, delivery, version, evidence.digest)
+        return _draft(
+            ref, version, wish, begun.created if begun else datetime.now(UTC).replace(microsecond=0)
+        )
+
     counter = _open_tokenizer(api, wish.tokenizer) if wish.tokenizer is not None else None
     with _workplace(ref) as folder:
         release = build_dataset(
             folder / "release",
-            _draft(ref, version, wish, begun or datetime.now(UTC).replace(microsecond=0)),
+            draft,
             inputs,
             source=path.resolve().name,
             benchmarks=wish.benchmarks,
@@ -117,8 +140,16 @@ def publish_rows(
         if same is not None:
             return Published(same, release.manifest, evidence)
         if wish.key is not None:
-            sign_release(release.path, wish.key, wish.password)
-        pushed = push(release, repo, endpoint=endpoint, token=token, delivery=delivery, dry_run=dry_run)
+            _sign(api, ref, release, wish.key, wish.password, begun)
+        pushed = push(
+            release,
+            repo,
+            endpoint=endpoint,
+            token=token,
+            delivery=delivery,
+            dry_run=dry_run,
+            progress=progress,
+        )
         return Published(pushed, release.manifest, evidence)
 
 
@@ -133,18 +164,48 @@ def _choose_version(wished: str | None, tags: Mapping[str, str]) -> str:
     return f"{major}.{minor + 1}.0"
 
 
-def _begun(api: HfApi, branch: Ref, version: str) -> datetime | None:
-    """When the release was made that an earlier push of ``version`` left at the head of a branch, untagged.
+@dataclass(frozen=True)
+class _Begun:
+    """What an earlier push of these rows left without a tag: with its time, and its signature, the same rows
+    become the same release, which completes that push, or finds its pull request."""
 
-    The same rows become the same release with it, which completes that push.
-    """
-    try:
-        commit = resolve(api, branch, "dataset").commit
-        download(api, branch, commit, [MANIFEST_NAME], "dataset")
-        manifest = Manifest.read(snapshot_folder(branch, commit, "dataset"))
-    except (RefError, ManifestError):  # a branch to be made, or with something else on it
-        return None
-    return manifest.created if manifest.version == version else None
+    commit: str
+    """40 hex digits."""
+    created: datetime
+
+
+def _find_begun(api: HfApi, ref: Ref, delivery: Delivery, version: str, digest: str) -> _Begun | None:
+    """What was begun of ``version``: at the head of the branch, or in an open pull request if this is to be
+    one."""
+    commits = []
+    with suppress(RefError):  # a branch to be made
+        commits.append(resolve(api, Ref(ref.repo, delivery.branch), "dataset").commit)
+    if delivery.as_pull_request:
+        commits += [proposal.commit for proposal in find_proposals(api, ref, "dataset")]
+    for commit in commits:
+        download(api, ref, commit, [MANIFEST_NAME, DATASET], "dataset")
+        folder = snapshot_folder(ref, commit, "dataset")
+        with suppress(ManifestError):  # something else is there
+            manifest, evidence = Manifest.read(folder), read_dataset_evidence(folder)
+            if (manifest.version, evidence.digest) == (version, digest):
+                return _Begun(commit, manifest.created)
+    return None
+
+
+def _sign(
+    api: HfApi, ref: Ref, release: Release, key: Path, password: str | None, begun: _Begun | None
+) -> None:
+    """Sign the release, or give it the signature that ``key`` made of it before: a new one would differ."""
+    if begun is not None:
+        before = snapshot_folder(ref, begun.commit, "dataset") / SIGNATURE_NAME
+        download(api, ref, begun.commit, [SIGNATURE_NAME], "dataset")
+        if before.is_file():
+            shutil.copyfile(before, release.path / SIGNATURE_NAME)
+            public = read_private_key(key, password).public_key()
+            with suppress(SignatureError):  # another's, or of a release made with other options
+                verify_signature(release.path, anchors=[TrustedKey(public_pem(public), key)])
+                return
+    sign_release(release.path, key, password)
 
 
 def _draft(ref: Ref, version: str, wish: Wish, created: datetime) -> Manifest:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapterhub.errors import HubError, ManifestError, RefError, ReleaseError, SignatureError
-from adapterhub.hub.client import RepoType, Unreachable, connect, list_tags, repo_cache, resolve
-from adapterhub.hub.downloads import Progress
+from adapterhub.hub.client import (
+    RepoType,
+    Resolved,
+    Unreachable,
+    connect,
+    list_tags,
+    offline,
+    repo_cache,
+    resolve,
+)
+from adapterhub.hub.downloads import check_space
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import LATEST, Ref, highest_version, parse_ref, tag_of
 from adapterhub.hub.snapshots import (
@@ -24,6 +33,7 @@ from adapterhub.hub.snapshots import (
     record_path,
     snapshot_folder,
 )
+from adapterhub.hub.tally import Progress
 from adapterhub.packaging.anchors import Signer
 from adapterhub.packaging.behaviour import part_of
 from adapterhub.packaging.bundles import is_signature, signature_files
@@ -119,29 +129,61 @@ def pull(
     asked = parse_ref(ref) if isinstance(ref, str) else ref
     api = connect(endpoint, token)
     chosen = newest(api, asked, repo_type)
-    commit, offline = resolve(api, chosen, repo_type)
+    resolved = resolve(api, chosen, repo_type)
+    commit = resolved.commit
     take = partial(
-        _take_checked, api, chosen, commit, keys, require_signed, repo_type, only=only, progress=progress
+        _take_checked,
+        api,
+        chosen,
+        commit,
+        keys,
+        require_signed,
+        repo_type,
+        only=only,
+        out=out,
+        progress=progress,
     )
-    try:
-        checked = take()
-    except (SignatureError, ManifestError):
-        if not drop_damaged(snapshot_folder(chosen, commit, repo_type)):
-            raise
-        checked = take()
+    with _cache_alone(api, chosen, resolved, repo_type) if resolved.offline else nullcontext():
+        try:
+            checked = take()
+        except (SignatureError, ManifestError):
+            if not drop_damaged(snapshot_folder(chosen, commit, repo_type)):
+                raise
+            checked = take()
     tag = tag_of(chosen.version) if chosen.version is not None else None
     release = checked.release
     files = _files_of(chosen, release.manifest, only)
     if out is not None:
-        release = Release(_copy(release.path, out, files), release.manifest)
-    return Pulled(release, chosen.repo, commit, tag, checked.signers, offline, files)
+        release = Release(_copy(release, out, files), release.manifest)
+    return Pulled(release, chosen.repo, commit, tag, checked.signers, resolved.offline, files)
+
+
+@contextmanager
+def _cache_alone(api: HfApi, ref: Ref, resolved: Resolved, repo_type: RepoType) -> Iterator[None]:
+    """Inside, a Hub that has just not answered is not asked again. Raises HubError, saying so, when the cache
+    has not all that is wanted."""
+    folder = snapshot_folder(ref, resolved.commit, repo_type)
+    try:
+        with offline():
+            yield
+    except Unreachable as err:
+        lacks = "holds no more than a part"
+        with suppress(ManifestError):
+            missing = [name for name in Manifest.read(folder).files if not (folder / name).is_file()]
+            if missing:
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                lacks = f"lacks {', '.join(missing[:3])}{more}"
+        raise HubError(
+            f"the cache {lacks} of {ref}, and {api.endpoint} cannot be asked",
+            "pull it once while that Hub answers, without --offline or HF_HUB_OFFLINE",
+        ) from err
 
 
 def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
     """``ref``, or what it means without a revision: the highest version, or else the main branch.
 
     ``latest`` means the highest version too, and RefError when there is none. In offline mode it is the
-    highest that the cache has seen.
+    highest that the cache has seen, and the main branch if it has seen none.
     """
     from huggingface_hub import is_offline_mode
 
@@ -152,8 +194,8 @@ def newest(api: HfApi, ref: Ref, repo_type: RepoType = "model") -> Ref:
     except Unreachable as err:
         seen = [path.name for path in (repo_cache(ref.repo, repo_type) / "refs").glob("v*")]
         known = highest_version(seen)
-        if known is not None and is_offline_mode():
-            return Ref(ref.repo, known)
+        if is_offline_mode() and (known is not None or ref.revision is None):
+            return Ref(ref.repo, known)  # without versions the main branch, if that was seen
         if known is None:
             raise
         raise HubError(
@@ -184,6 +226,7 @@ def _take_checked(
     repo_type: RepoType,
     *,
     only: Part | None,
+    out: Path | None,
     progress: Progress | None,
 ) -> Checked:
     """Bring a release into the cache and check it; what was checked before and is untouched is not read."""
@@ -191,9 +234,11 @@ def _take_checked(
     record = record_path(ref, commit, f"pull-{only}" if only else "pull", repo_type)
     digests, touched = read_record(record, folder)
     known_heads = {name: digest for name, digest in digests.items() if _is_head(name)}
-    heads, listed = _take_heads(api, ref, commit, repo_type, known_heads)
+    heads, listed = _take_heads(api, ref, commit, repo_type, known_heads, progress)
     manifest = _read_manifest(ref, folder)
     files = _files_of(ref, manifest, only)
+    if out is not None:
+        _check_room(out, manifest, files)
     fetched = download(api, ref, commit, files, repo_type, listed, progress)
     known = {name: digest for name, digest in digests.items() if name not in touched} | fetched
     try:
@@ -214,7 +259,12 @@ def _take_checked(
 
 
 def _take_heads(
-    api: HfApi, ref: Ref, commit: str, repo_type: RepoType, known: dict[str, str]
+    api: HfApi,
+    ref: Ref,
+    commit: str,
+    repo_type: RepoType,
+    known: dict[str, str],
+    progress: Progress | None,
 ) -> tuple[dict[str, str], dict[str, HubFile] | None]:
     """Bring the manifest and the signature, which nothing else vouches for, as the commit lists them.
 
@@ -226,14 +276,15 @@ def _take_heads(
     listed = None
     if known:
         wanted = known
-        download(api, ref, commit, wanted, repo_type)
+        download(api, ref, commit, wanted, repo_type, progress=progress)
         same = {name: sha256_file(folder / name) == digest for name, digest in wanted.items()}
     else:
         listed = list_files(api, ref, commit, repo_type)
         if MANIFEST_NAME not in listed:
             raise _no_release(ref)
-        download(api, ref, commit, [name for name in listed if _is_head(name)], repo_type, listed)
-        same = {name: listed[name].is_content_of(folder / name) for name in listed if _is_head(name)}
+        heads = [name for name in listed if _is_head(name)]
+        download(api, ref, commit, heads, repo_type, listed, progress)
+        same = {name: listed[name].is_content_of(folder / name) for name in heads}
         wanted = {name: sha256_file(folder / name) for name in same}
     for name in (MANIFEST_NAME, *signature_files(folder)):
         if (folder / name).is_file() and not same.get(name, False):
@@ -288,13 +339,22 @@ def _say_whose(
                 raise SignatureError(err.what, fix) from err
 
 
-def _copy(folder: Path, out: Path, files: Sequence[str]) -> Path:
+def _check_room(out: Path, manifest: Manifest, files: Sequence[str]) -> None:
+    """Raise AdapterHubError when the disk of ``out`` cannot take a copy of the files."""
+    if not (out / MANIFEST_NAME).is_file():  # else it holds them already, or something else
+        wanted = sum(manifest.files[name].size for name in files)
+        check_space(out, wanted, "name a folder on another")
+
+
+def _copy(release: Release, out: Path, files: Sequence[str]) -> Path:
     """Copy ``files`` of a release to ``out``, all or none; leave it as it is when they are there already,
     unchanged."""
+    folder = release.path
     if _holds(out, folder):
         Release.open(out).check_files(files)
         remove_leftovers(out)
         return out
+    _check_room(out, release.manifest, files)  # once more: the download may have been to the same disk
     names = [MANIFEST_NAME, *files, *signature_files(folder)]
     try:
         with staged_folder(out) as staging:

@@ -25,12 +25,13 @@ from adapterhub.hub.changes import (
 from adapterhub.hub.client import RepoType, connect, hub_errors, look_up
 from adapterhub.hub.held import HeldFile, hold_small_files
 from adapterhub.hub.history import find_earlier, state_version
-from adapterhub.hub.proposals import find_proposals, who_moved
+from adapterhub.hub.proposals import Proposal, find_proposals, is_against, who_moved
 from adapterhub.hub.refs import Ref, highest_version, parse_ref, tag_of, version_of
 from adapterhub.hub.snapshots import list_files
+from adapterhub.hub.tally import Progress
 from adapterhub.hub.uploads import commit_files
 from adapterhub.packaging.anchors import Signer
-from adapterhub.packaging.manifest import parse_version
+from adapterhub.packaging.manifest import MANIFEST_NAME, parse_version
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.verification import check_release
 
@@ -84,6 +85,7 @@ def push(
     token: str | None = None,
     delivery: Delivery | None = None,
     dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Pushed:
     """Publish a release as one commit on a branch of ``repo`` (``owner/name``), and tag its version.
 
@@ -98,7 +100,8 @@ def push(
     there). ``dry_run`` asks the Hub, and changes nothing.
 
     As a pull request the commit gets no tag: the same push again gives it one when it was merged, and before
-    that finds the pull request that is open.
+    that finds the pull request that is open. ``progress`` is told the bytes of the large files that were
+    sent, and of all that are to be; a Hub that takes them through Xet leaves that to huggingface_hub's bars.
 
     Raises SignatureError for a release that is not what its manifest or its signature says, VersionError for
     a version that is taken or too low, ConflictError when somebody else pushed at the same time,
@@ -127,16 +130,23 @@ def push(
     target = find_earlier(api, ref, release, head, held) or head
     changes, kept = compare_files(api, ref, release, target, held)
     there = all(change.change == "unchanged" for change in changes)
+    if delivery.as_pull_request and not there:
+        before, unchanged = _find_proposed(api, ref, release, head, delivery, held)
+        if before is not None:
+            outcome: Outcome = "proposed before"
+            return Pushed(ref.repo, tag, outcome, before.commit, before.url, unchanged, kept, signer)
     if dry_run:
         commit = target.commit if there else None
         url = _url(api, ref, release, commit)
         return Pushed(ref.repo, tag, "dry run", commit, url, changes, kept, signer)
-    if delivery.as_pull_request and not there:
-        return _propose(api, ref, release, head, changes, kept, delivery, signer, held)
-    commit = target.commit if there else _commit(api, ref, release, head, changes, delivery, held)[0]
+    commit, proposal = target.commit, None
+    if not there:
+        commit, proposal = _commit(api, ref, release, head, changes, delivery, held, progress)
     assert commit is not None  # the repository is there by now
+    if proposal is not None:
+        return Pushed(ref.repo, tag, "proposed", commit, proposal, changes, kept, signer)
     _tag(api, ref, release, tag, commit)
-    outcome: Outcome = "tagged" if there else "pushed"
+    outcome = "tagged" if there else "pushed"
     return Pushed(ref.repo, tag, outcome, commit, _url(api, ref, release, commit), changes, kept, signer)
 
 
@@ -219,8 +229,10 @@ def _commit(
     changes: Iterable[FileChange],
     delivery: Delivery,
     held: Mapping[str, HeldFile],
-) -> tuple[str, str]:
-    """Send what changed, in one commit onto the head that was looked at -> the commit, and its address."""
+    progress: Progress | None,
+) -> tuple[str, str | None]:
+    """Send what changed, in one commit onto the head that was looked at -> the commit, and the address of the
+    pull request if it became one."""
     repo_type, parent = repo_type_of(release), head.commit
     assert parent is not None
     if not head.has_branch:
@@ -245,40 +257,41 @@ def _commit(
             digests=digests,
             held=held,
             repo_type=repo_type,
+            progress=progress,
         )
     except ConflictError as err:
         now = _look(api, ref, delivery, repo_type)
         changed, _ = compare_files(api, ref, release, now)
         if now.commit and not delivery.as_pull_request and all(it.change == "unchanged" for it in changed):
-            return now.commit, _url(api, ref, release, now.commit)  # an earlier push's, on its way till now
+            return now.commit, None  # an earlier push's, on its way till now
         raise who_moved(api, ref, delivery.branch, parent, repo_type) or err from err
     commit = str(made.oid)
     _check_arrived(api, ref, release, commit, held)
-    return commit, str(made.pr_url or made.commit_url)
+    return commit, made.pr_url and str(made.pr_url)
 
 
-def _propose(
+def _find_proposed(
     api: HfApi,
     ref: Ref,
     release: Release,
     head: Head,
-    changes: tuple[FileChange, ...],
-    kept: tuple[str, ...],
     delivery: Delivery,
-    signer: Signer | None,
     held: Mapping[str, HeldFile],
-) -> Pushed:
-    """Make a pull request of the release, or find the one that an earlier push has made."""
-    repo_type, tag = repo_type_of(release), tag_of(release.manifest.version)
-    for proposal in find_proposals(api, ref, _message(release, delivery), delivery.branch, repo_type):
+) -> tuple[Proposal | None, tuple[FileChange, ...]]:
+    """The pull request that an earlier push of this very release made, and its files, all unchanged."""
+    repo_type = repo_type_of(release)
+    for proposal in find_proposals(api, ref, repo_type):
         there = list_files(api, ref, proposal.commit, repo_type)
-        compared, _ = compare_files(api, ref, release, replace(head, commit=proposal.commit, files=there))
-        if all(change.change == "unchanged" for change in compared):
-            return Pushed(
-                ref.repo, tag, "proposed before", proposal.commit, proposal.url, compared, kept, signer
-            )
-    commit, url = _commit(api, ref, release, head, changes, delivery, held)
-    return Pushed(ref.repo, tag, "proposed", commit, url, changes, kept, signer)
+        manifest = there.get(MANIFEST_NAME)
+        if manifest is None or not manifest.is_content_of(release.path / MANIFEST_NAME):
+            continue
+        proposed = replace(head, commit=proposal.commit, files=there)
+        compared, _ = compare_files(api, ref, release, proposed, held)
+        if all(change.change == "unchanged" for change in compared) and is_against(
+            api, ref, proposal, delivery.branch, repo_type
+        ):
+            return proposal, compared
+    return None, ()
 
 
 def _message(release: Release, delivery: Delivery) -> str:

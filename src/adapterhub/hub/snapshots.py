@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from adapterhub.errors import HubError
 from adapterhub.hub.client import RepoType, hub_errors, repo_cache
 from adapterhub.hub.contents import Content
-from adapterhub.hub.downloads import Progress, check_space, download_contents, missing_bytes
+from adapterhub.hub.downloads import check_space, download_contents, missing_bytes
 from adapterhub.hub.records import read_record, write_record
 from adapterhub.hub.refs import Ref
+from adapterhub.hub.tally import Progress
 from adapterhub.packaging.files import check_relative_path, sha256_file
 from adapterhub.packaging.files import list_files as list_names
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from urllib.parse import quote
 from adapterhub.errors import HubError, ReleaseError, SignatureError
 from adapterhub.hub.client import PUBLIC_HUB, RepoType, hub_errors, hub_headers
 from adapterhub.hub.held import HeldFile, hold_small_files
+from adapterhub.hub.tally import Progress, Tally
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -36,6 +37,7 @@ def commit_files(
     digests: Mapping[str, str] | None = None,
     held: Mapping[str, HeldFile] | None = None,
     repo_type: RepoType = "model",
+    progress: Progress | None = None,
 ) -> CommitInfo:
     """Add or replace files and delete others in one commit onto ``parent``, the head of ``branch``.
 
@@ -43,9 +45,10 @@ def commit_files(
 
     Files whose content the Hub has already are not sent. ``digests`` is the sha256 of files that were just
     hashed: large ones are not hashed again, and a Hub refuses one that is something else by now. ``held`` are
-    small ones as they were hashed: these bytes are sent (but not through Xet). Raises SignatureError for
-    another small one that has changed, ConflictError when the branch has moved from ``parent``, ReleaseError
-    when the Hub refuses the card's metadata, AuthError, HubError.
+    small ones as they were hashed: these bytes are sent (but not through Xet). ``progress`` is told the bytes
+    of the large ones that were sent, and all of them (but not through Xet, which has bars of its own).
+    Raises SignatureError for another small one that has changed, ConflictError when the branch has moved from
+    ``parent``, ReleaseError when the Hub refuses the card's metadata, AuthError, HubError.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -57,6 +60,10 @@ def commit_files(
         if by_stream:
             stack.enter_context(_without_hint_of_xet())
             small = _small_files(add, held or {}, digests)
+            if progress is not None:
+                stack.enter_context(_without_bars())
+        large = [path for name, path in add.items() if name not in small]
+        tally = Tally(sum(path.stat().st_size for path in large), progress) if progress is not None else None
         additions = [
             CommitOperationAdd(name, BytesIO(small[name].data) if name in small else str(path))
             for name, path in add.items()
@@ -66,7 +73,7 @@ def commit_files(
             if name in digests and name not in small:
                 addition.upload_info.sha256 = bytes.fromhex(digests[name])
             if by_stream and name not in small:  # what is opened never goes through Xet
-                addition.path_or_fileobj = stack.enter_context(add[name].open("rb"))
+                addition.path_or_fileobj = stack.enter_context(_open(add[name], tally))
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationDelete(name) for name in delete),
             *additions,
@@ -82,6 +89,39 @@ def commit_files(
             revision=branch,
             create_pr=as_pull_request,
         )
+
+
+class _CountedFile(BufferedReader):
+    """A file that tells how much of it was read, once for each byte: what is sent again counts no more."""
+
+    def __init__(self, path: Path, tally: Tally) -> None:
+        super().__init__(FileIO(path))
+        self._tally, self._read_to = tally, 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        position = self.tell()
+        if position > self._read_to:
+            self._tally.add(position - self._read_to)
+            self._read_to = position
+        return data
+
+
+def _open(path: Path, tally: Tally | None) -> BufferedReader:
+    return path.open("rb") if tally is None else _CountedFile(path, tally)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep huggingface_hub from counting files beside what is shown of the bytes."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:  # the user has said what is wanted
+        yield
+        return
+    with disable_progress_bars():
+        yield
 
 
 def _small_files(

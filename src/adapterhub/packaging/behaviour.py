@@ -1,8 +1,8 @@
 """What a difference between two releases means to who uses them: behavioural semantic versioning.
 
 Of the next version, *major* is raised when base, chat template, tokens or task changed (prompts and parsers
-made for one may not fit the other), *minor* when the weights did, *patch* when only card, evidence or records
-did.
+made for one may not fit the other), *minor* when the weights or a dataset's rows did, *patch* when only card,
+evidence or records did.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _PARTS: Final[tuple[tuple[str, Level, tuple[str, ...]], ...]] = (
     ("card", "patch", ("README.md", "card.html", "notes.md", "card.md.j2", ".eval_results/*")),
     ("evidence", "patch", ("evidence/*",)),
     ("licence", "patch", ("LICENSE*", "LICENCE*", "NOTICE*")),
+    ("rows", "minor", ("data/*.parquet",)),
     ("weights", "minor", ("*",)),  # what nobody can tell to be harmless counts as weights do
 )  # fmt: skip
 _NEUTRAL: Final[Mapping[str, frozenset[str]]] = {
@@ -50,7 +51,7 @@ class Change:
     level: Level
     """What it asks of the next version."""
     part: str
-    """``kind``, ``base``, ``template``, ``tokens``, ``task``, ``weights``, ``evidence``, ``card``,
+    """``kind``, ``base``, ``template``, ``tokens``, ``task``, ``weights``, ``rows``, ``evidence``, ``card``,
     ``licence`` or ``records``."""
     what: str
     """In words."""

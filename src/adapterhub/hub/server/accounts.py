@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import secrets
+import shlex
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -109,7 +110,7 @@ def revoke_token(root: Path, token_id: str) -> TokenRecord:
             return record
     raise HubError(
         f"{root / FILE_NAME} holds no token with the id {token_id}",
-        "list them with `adapterhub hub token list`",
+        f"list them: adapterhub hub token list {shlex.quote(str(root))}",
     )
 
 

@@ -52,7 +52,7 @@ class _Survey:
 
 def build_dataset(
     out: Path,
-    draft: Manifest,
+    draft: Callable[[DatasetEvidence], Manifest],
     inputs: Inputs,
     *,
     source: str,
@@ -62,9 +62,10 @@ def build_dataset(
 ) -> Release:
     """Make the dataset release ``out`` from ``inputs``, whole or not at all.
 
-    ``draft`` is its manifest without rows and files; ``source`` names where the rows come from,
-    ``benchmarks`` the files to compare them with, ``counter`` the tokenizer that measures lengths (else words
-    are counted), and ``render`` writes the card. Memory stays bounded however many rows there are.
+    ``draft`` makes its manifest, without rows and files, for what was found in the rows; ``source`` names
+    where they come from, ``benchmarks`` the files to compare them with, ``counter`` the tokenizer that
+    measures lengths (else words are counted), and ``render`` writes the card. Memory stays bounded however
+    many rows there are.
 
     Raises DataError for malformed rows, by file and line, for a column of two types, and for a split without
     rows; ReleaseError when ``out`` exists.
@@ -92,8 +93,9 @@ def build_dataset(
             overlap_words=SEQUENCE,
             overlaps=overlaps.finish(),
         )
-        locks = tuple(_lock(count, source, draft.licence) for count in counts.values())
-        manifest = draft.model_copy(update={"datasets": locks})
+        manifest = draft(evidence)
+        locks = tuple(_lock(count, source, manifest.licence) for count in counts.values())
+        manifest = manifest.model_copy(update={"datasets": locks})
         with new_release(out, manifest) as staging:
             for shard in shards:
                 (staging / DATA).mkdir(exist_ok=True)
