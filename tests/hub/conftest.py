@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,25 @@ def carded_release(_carded_template: Path, tmp_path: Path) -> Path:
 def start_hub() -> Callable[..., contextlib.AbstractContextManager[HubServer]]:
     """``with start_hub(root, *options, user=…, token=…) as server``: a Hub of one's own (open: user="")."""
     return running_hub
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between two tries."""
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: real(min(seconds, 0.002)))
+    monkeypatch.setattr("adapterhub.hub.downloads._PAUSE", 0.001)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 100 KB, less than a release needs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a disk here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)

@@ -33,17 +33,11 @@ from adapterhub.packaging.files import list_files
 from adapterhub.packaging.manifest import Manifest
 from adapterhub.packaging.release import Release, new_release
 
+pytestmark = pytest.mark.usefixtures("impatient")
+
 _NUMBERS = count()
 SMALL_PUSH = 12  # requests of a first push, at least; a test holds it
 SMALL_PULL = 12
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits between two tries."""
-    real = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: real(min(seconds, 0.002)))
-    monkeypatch.setattr("adapterhub.hub.downloads._PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -273,20 +267,7 @@ def test_names_that_cannot_be_looked_up_from_some_moment_on(
         assert at > 5
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 100 KB, less than a release needs."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no right to mount a disk here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
+@pytest.mark.parametrize("kind", ["adapter", "dataset"])
 def test_a_disk_that_fills_up_during_a_pull(scene, small_disk: Path, monkeypatch) -> None:
     scene.push(scene.hub)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk))
@@ -303,9 +284,10 @@ def test_a_disk_that_fills_up_during_a_pull(scene, small_disk: Path, monkeypatch
     scene.check_cache(complete=True)
 
 
-def test_a_hub_whose_disk_is_full(start_hub, releases, small_disk: Path, hub_cache: Path) -> None:
+@pytest.mark.parametrize("kind", ["adapter", "dataset"])
+def test_a_hub_whose_disk_is_full(start_hub, releases, kind, small_disk: Path, hub_cache: Path) -> None:
     with start_hub(small_disk / "root") as hub, FaultProxy(hub.url) as line:
-        scene = Scene(hub.url, hub.token, line, releases["adapter"], hub_cache)
+        scene = Scene(hub.url, hub.token, line, releases[kind], hub_cache)
         scene.new_repo()
         with pytest.raises(HubError, match="disk is full"):
             scene.push()
