@@ -53,8 +53,6 @@ training: {{steps: 120, batch_size: 1, learning_rate: 5.0e-4, warmup: 0.05, save
 """
 RANKS = (16, 64)
 ROWS = 60
-MATRIX = 4096
-"""Side of the weight that quantizing is timed on."""
 Weights = Callable[[str], torch.Tensor]
 """From a linear layer's name to its weight, float32."""
 
@@ -99,10 +97,6 @@ def main() -> None:
                 results["adapters"][adapter.name]["cases"][name] = case
                 print(f"{adapter.name:<16} {name:<28} {json.dumps(case)}", flush=True)
                 _write(given.out, results)
-    if not given.only or "quantizing" in given.only:
-        results["quantizing"] = quantizing_speed()
-        print(json.dumps(results["quantizing"]))
-        _write(given.out, results)
 
 
 def _machine() -> dict[str, object]:
@@ -288,45 +282,6 @@ def train_adapters(base: Path, data: Path, folder: Path) -> list[Path]:
     if failed:
         raise SystemExit(f"{failed[0]} failed")
     return adapters
-
-
-def quantizing_speed() -> dict[str, Any]:
-    """Weights a second into NF4, double quantization: bitsandbytes alone, and as a merge stores them."""
-    from bitsandbytes import functional as bnb
-
-    from adapterhub.packaging.layout import BLOCK, Layout, Quantized4bit, encode_4bit
-    from adapterhub.packaging.tensors import TensorEntry
-
-    weight = torch.randn(MATRIX, MATRIX, dtype=torch.bfloat16)
-    entry = TensorEntry("weight", "BF16", tuple(weight.shape), 0, 2 * weight.numel())
-    (parts,) = Layout("nf4", frozenset({"weight"})).place([entry])
-
-    def ours() -> None:
-        codes, state = bnb.quantize_4bit(
-            weight.view(-1), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
-        )
-        encode_4bit(Quantized4bit(codes.view(-1), state.absmax, state.code), parts, tuple(weight.shape))
-
-    def alone() -> None:
-        bnb.quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
-
-    speeds = {name: weight.numel() / _best(work) for name, work in (("ours", ours), ("alone", alone))}
-    return {
-        "weights_a_second_as_a_merge_stores_them": round(speeds["ours"]),
-        "weights_a_second_of_quantize_4bit": round(speeds["alone"]),
-        "ratio": round(speeds["ours"] / speeds["alone"], 3),
-    }
-
-
-def _best(work: Callable[[], None]) -> float:
-    """Seconds of the fastest of five runs, after one to warm up."""
-    work()
-    times = []
-    for _run in range(5):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 if __name__ == "__main__":

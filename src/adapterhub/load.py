@@ -259,12 +259,13 @@ def _attach(model: PreTrainedModel, folder: Path) -> Any:
     from peft import PeftModel
 
     from adapterhub.packaging.adapter import read_adapter
-    from adapterhub.trainer.vocabulary import grow_for_adapter
+    from adapterhub.trainer.vocabulary import grow_for_adapter, resize_for_adapter
 
     adapter = read_adapter(folder)  # refuses what its configuration does not describe, in our words
     _check_fit(model, adapter)
     if adapter.config.trainable_token_indices:
         grow_for_adapter(model, adapter.config.trainable_token_indices)
+    resize_for_adapter(model, adapter)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers by an old name

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from adapterhub.commands.judging import check_kl
 from adapterhub.packaging.evidence import FIDELITY, FidelityEvidence, read_evidence
@@ -119,6 +123,11 @@ def test_auto_keeps_the_target_with_the_likelier_text(
     assert found.figures.candidate_nll <= found.instead_of.candidate_nll
     assert f"picked       {release.manifest.merge.onto}" in printed
     assert list(out.parent.iterdir()) == [out]
+    again = ("fidelity", tiny_release, out, "--base", tiny_base, "--text", text)
+    assert run_cli(*again)[0] == 0
+    measured = read_evidence(out, FIDELITY, FidelityEvidence)
+    assert measured is not None
+    assert measured.instead_of == found.instead_of
     code, _printed, err = run_cli("card", out)
     assert code == 0, err
     assert f"Merged onto {found.instead_of.onto} weights instead" in (out / "README.md").read_text()
@@ -136,6 +145,47 @@ def test_a_plain_adapter_is_measured_too(
     found = read_evidence(tmp_path / "out", FIDELITY, FidelityEvidence)
     assert found is not None
     assert (found.reference, found.reference_sha256) == ("plain", None)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}, "use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "saved whole": {"modules_to_save": ["lm_head", "norm"], "target_modules": ["q_proj", "up_proj"]},
+    "factors on the head": {"target_modules": ["lm_head", "q_proj"]},
+    "factors on embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "trained tokens": {"trainable_token_indices": [3, 5]},
+    "resized": {"target_modules": ["q_proj"], "resize": 400},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_has_a_live_model_to_be_measured_against(
+    kind: str, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    settings = dict(KINDS[kind])
+    resize = settings.pop("resize", None)
+    adapter = tmp_path / "adapter"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
+    if resize:
+        model.resize_token_embeddings(resize)
+    peft = get_peft_model(
+        model, LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings)
+    )
+    for parameter in peft.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    peft.save_pretrained(adapter)
+    command = ("merge", adapter, "--base", tiny_base, "--to", "bf16", "--held-out", text)
+    found = {}
+    for onto in ("trained", "original"):
+        code, printed, err = run_cli(*command, "--onto", onto, "--out", tmp_path / onto, "--json")
+        assert code == 0, err
+        evidence = FidelityEvidence.model_validate(json.loads(printed)["fidelity"])
+        found[onto] = evidence.figures.kl_mean
+        assert evidence.delta_survival is None or evidence.delta_survival > 0.5
+    assert found["trained"] < 0.3 * found["original"]
 
 
 def test_without_text_it_says_what_that_loses(

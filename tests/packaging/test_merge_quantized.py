@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapterhub.errors import ReleaseError
+from adapterhub.packaging.inspection import inspect_folder
 from adapterhub.packaging.layout import Storage
 from adapterhub.packaging.merge import Onto, merge_adapter
 from adapterhub.packaging.release import Release
@@ -170,6 +171,8 @@ def test_a_quantized_release_loads_and_is_measured(
     assert (said["to"], said["quantized"], said["release"]["name"]) == ("nf4", 14, "tiny-orders-nf4")
     manifest = Release.open(out).manifest
     assert (manifest.kind, manifest.merge and manifest.merge.dtype) == ("quantized", "nf4")
+    plain = load_file(tiny_base / "model.safetensors").values()
+    assert inspect_folder(out).parameters == sum(tensor.numel() for tensor in plain)
     model, tokenizer = load_adapter(out)
     inputs = tokenizer("The capital", return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]

@@ -71,6 +71,51 @@ def test_the_weights_are_those_that_a_loaded_model_computes_with(tiny_base: Path
     )
 
 
+@pytest.fixture
+def coarse_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny base stored in NF4 with blocks of 128, as bitsandbytes' own state says it."""
+    from bitsandbytes import functional as bnb
+    from safetensors.torch import save_file
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "coarse"))
+    stored = {}
+    for name, tensor in load_file(tiny_base / "model.safetensors").items():
+        if "_proj" not in name:
+            stored[name] = tensor
+            continue
+        stored[name], state = bnb.quantize_4bit(tensor, blocksize=128, quant_type="nf4")
+        stored |= {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return folder
+
+
+def test_another_block_size_is_another_version(
+    tiny_release: Path, tiny_base: Path, coarse_base: Path, tmp_path: Path, run_cli: RunCli
+) -> None:
+    out = tmp_path / "moved"
+    arguments = ("--base", coarse_base, "--trained-on", tiny_base, "--out", out)
+    code, printed, err = run_cli("retarget", tiny_release, *arguments)
+    assert code == 0, err
+    assert "KL           not measured: name a --text" in printed
+    lock, evidence = Release.open(out).manifest.base, read_retarget(out)
+    assert lock is not None
+    assert evidence is not None
+    assert lock.quantization == Quantization(double=False, block_size=128, compute_dtype="float32")
+    assert evidence.weighting == "none"
+    assert all(0 < layer.error_after < layer.error_before for layer in evidence.layers)
+    # What the new factors add to the coarse weights is nearer to the trained sum than what the old ones do.
+    old, new = read_adapter(tiny_release), read_adapter(out)
+    before, coarse = (open_variant(base, Quantization()).weight(LAYER) for base in (tiny_base, coarse_base))
+    (a, b), (new_a, new_b) = old.load_pair(LAYER), new.load_pair(LAYER)
+    wanted = before + old.pairs[LAYER].scale * b @ a
+    found = coarse + new.pairs[LAYER].scale * new_b @ new_a
+    (layer,) = (layer for layer in evidence.layers if layer.name == LAYER)
+    assert float((found - wanted).norm() / wanted.norm()) == pytest.approx(layer.error_after, rel=1e-3)
+
+
 def test_inputs_decide_what_is_nearest() -> None:
     """Of all of a rank, none is nearer as the inputs see it: not the plain one, nor any step away."""
     torch.manual_seed(0)

@@ -19,9 +19,10 @@ from adapterhub.commands.comparing import (
     measure_kept,
 )
 from adapterhub.commands.targets import base_mismatch_option, cached_ref
+from adapterhub.errors import ManifestError
 
 if TYPE_CHECKING:
-    from adapterhub.packaging.evidence import FidelityEvidence
+    from adapterhub.packaging.evidence import FidelityEvidence, OtherTarget
     from adapterhub.packaging.manifest import BaseLock, BaseMismatch
 
     FindBase = Callable[[BaseLock | None], Path]
@@ -79,7 +80,28 @@ def fidelity_command(
     if b.release.is_signed:
         click.echo(f"{b.folder} is signed, so {FIDELITY} was not written into it", err=True)
         return
+    evidence = evidence.model_copy(update={"instead_of": _picked_over(b.folder, evidence)})
     b.release.with_files({FIDELITY: to_json(evidence)})
+
+
+def _picked_over(folder: Path, evidence: FidelityEvidence) -> OtherTarget | None:
+    """What a merge picked this over on the very same texts; on others its figures say nothing."""
+    from adapterhub.packaging.evidence import FIDELITY, FidelityEvidence, read_evidence
+
+    def measured(evidence: FidelityEvidence) -> tuple[object, ...]:
+        return (
+            evidence.weights_digest,
+            evidence.reference_sha256,
+            evidence.text_sha256,
+            evidence.texts,
+            evidence.skipped,
+        )
+
+    try:
+        before = read_evidence(folder, FIDELITY, FidelityEvidence)
+    except ManifestError:  # damaged: it is replaced
+        return None
+    return before.instead_of if before is not None and measured(before) == measured(evidence) else None
 
 
 def _survival(a: Side, b: Side, find: FindBase) -> float | None:

@@ -199,7 +199,7 @@ def check_kl(evidence: FidelityEvidence, limit: float | None) -> None:
         raise ReleaseError(
             f"the result is {kl:.4f} nats a token from {evidence.reference}, over the limit of {limit:g}; "
             f"furthest: {worst}",
-            "choose codes on more text (--text), another --onto or --to, or a higher --max-kl",
+            "choose codes on more text (--text), another --to (or --onto), or a higher --max-kl",
         )
     if limit is None and kl > WARNED_KL:
         click.echo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from adapterhub.packaging.files import list_files
 from adapterhub.packaging.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from adapterhub.packaging.release import Release, is_unlisted
 from adapterhub.packaging.serving import vllm_obstacles, vllm_rank
-from adapterhub.packaging.tensors import read_header
+from adapterhub.packaging.tensors import TensorEntry, read_header
 
 _WEIGHT_SUFFIX = ".safetensors"
+_STATE = ".quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Inspection:
     adapter: AdapterFacts | None
     """None when the release is no adapter."""
     parameters: int
-    """Numbers in all safetensors files."""
+    """Numbers that all safetensors files stand for, 4-bit ones too."""
     files: tuple[FileFacts, ...]
     signed: bool
     """A signature is there; only ``adapterhub verify`` says whether it holds."""
@@ -192,7 +193,19 @@ def _count(folder: Path, files: Iterable[FileFacts]) -> int:
     weights = [
         folder / file.path for file in files if file.path.endswith(_WEIGHT_SUFFIX) and file.state != "missing"
     ]
-    return sum(math.prod(entry.shape) for path in weights for entry in read_header(path).entries)
+    return sum(_numbers(read_header(path).entries) for path in weights)
+
+
+def _numbers(entries: Sequence[TensorEntry]) -> int:
+    """Numbers that tensors stand for: two codes a byte of a 4-bit weight, none of what decodes them."""
+    states = [entry.name for entry in entries if _STATE in entry.name]
+    packed = {name.partition(_STATE)[0] for name in states}
+    total = 0
+    for entry in entries:
+        owner, within, _part = entry.name.partition(".weight.")
+        decodes = (within and f"{owner}.weight" in packed) or entry.name.endswith(".SCB")
+        total += 0 if decodes else math.prod(entry.shape) * (2 if entry.name in packed else 1)
+    return total
 
 
 def _measured_these(scores: ScoresEvidence, files: Iterable[FileFacts]) -> bool:

@@ -27,6 +27,8 @@ Device = Literal["cpu", "cuda"]
 
 # On import bitsandbytes advises a kernel that has no backward, so training could not use it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# In each product of an LLM.int8() layer it says that inputs are cast to float16: on the CPU they always are.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 # It orders checkpoints by their number where it does not trust file times: as it should, without a word.
 logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 

@@ -10,6 +10,8 @@ from adapterhub.errors import RecipeError, ReleaseError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adapterhub.packaging.adapter import Adapter
+
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> dict[int, list[int]]:
     """Add ``tokens``; for the id of each, the ids that it was spelled with before.
@@ -83,6 +85,16 @@ def grow_for_adapter(model: PreTrainedModel, rows: Mapping[str, Sequence[int]] |
                 "load it on the base it was trained on",
             )
     grow_vocabulary(model, max((max(numbers) + 1 for numbers in listed if numbers), default=held))
+
+
+def resize_for_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Give ``model`` as many tokens as the embeddings have that ``adapter`` saved whole."""
+    embeddings: Any = model.get_input_embeddings()
+    own = next(name for name, module in model.named_modules() if module is embeddings)
+    saved = adapter.whole.get(f"{own}.weight")
+    if saved is not None and saved.shape[0] != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(saved.shape[0], mean_resizing=False)
+        model.requires_grad_(False)  # resizing makes tables anew
 
 
 def _tables(model: PreTrainedModel) -> dict[str, Any]:
