@@ -5,7 +5,7 @@ checked, quantized, its scales too, written, hashed and sealed. Beside it stands
 function takes for the same matrices in memory, one after another, the result thrown away: ``quantize_4bit``
 with ``compress_statistics``, and ``int8_vectorwise_quant``. On a GPU where there is one. One command::
 
-    python benchmarks/requantize_speed.py [--folder TMP] [--layers 6] [--repeats 3] [--to nf4 fp4 int8]
+    python benchmarks/requantize_speed.py [--folder TMP] [--layers 3] [--repeats 2] [--to nf4 fp4 int8]
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="where to put a few GB for a while")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--to", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "requantize_speed.json"
