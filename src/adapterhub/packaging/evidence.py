@@ -241,7 +241,7 @@ class FidelityEvidence(Frozen):
     """How faithfully this release stands in for a reference."""
 
     reference: str
-    """``name@version`` of a release, or a folder's name."""
+    """``name@version`` of a release, a folder's name, or a weighted sum of such names."""
     reference_sha256: Sha256 | None
     """The reference's manifest's; None when it is no release."""
     weights_digest: Sha256
