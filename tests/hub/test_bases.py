@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_the_configuration_comes_alone(hub_server, published: str, tiny_base: Pa
     path = fetch_config(published, endpoint=hub_server.url)
     assert path.read_bytes() == (tiny_base / "config.json").read_bytes()
     assert [file.name for file in hub_cache.rglob("snapshots/*/*")] == ["config.json"]
+
+
+def test_a_plan_with_rows_takes_the_tokenizer_and_no_weights(
+    hub_server, published: str, hub_cache: Path, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"prompt": "apples", "completion": "1"}\n')
+    api = HfApi(endpoint=hub_server.url, token=hub_server.token)
+    rows = api.create_repo("ada/planned-rows", repo_type="dataset").repo_id
+    api.upload_folder(repo_id=rows, repo_type="dataset", folder_path=tmp_path / "rows")
+    arguments = ("--gpu", "48GiB", "--endpoint", hub_server.url, "--data", rows, "--json")
+    code, out, stderr = run_cli("plan", published, *arguments)
+    assert code == 0, stderr
+    assert json.loads(out)["data"]["examples"] == 1
+    assert list(hub_cache.rglob("tokenizer.json"))
+    assert not list(hub_cache.rglob("*.safetensors"))
 
 
 def test_small_weights_that_git_holds_are_hashed_here(hub_server, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,20 @@ def test_inputs_are_offloaded_where_that_makes_room_for_more_rows() -> None:
     waiting = [line for line in made.ledger.parts if line.name == "saved inputs"]
     assert [line.on for line in waiting] == ["host"]
     assert made.ledger.host_bytes <= made.hardware.memory_bytes
-    assert any("host memory" in choice.value for choice in made.choices)
+    (choice,) = [choice for choice in made.choices if choice.name == "offloading"]
+    assert choice.value == f"inputs of {made.setting.recompute_all} layers"
+    assert f"{waiting[0].bytes / GIB:.2f} GiB wait in host memory" in choice.why
+
+
+def test_every_choice_is_explained() -> None:
+    made = plan_for(recipe("data.max_length=2048"), shape("7b"), described_gpu(48 * GIB))
+    assert [choice.name for choice in made.choices] == [
+        "micro-batch", "accumulation", "recomputation", "offloading", "optimizer", "engine",
+        "weights kept in bf16",
+    ]  # fmt: skip
+    paged = plan_for(recipe(), shape("65b"), described_gpu(48 * GIB))
+    why = {choice.name: choice.why for choice in paged.choices}
+    assert "5.96 GiB, leave the card" in why["optimizer"]  # 8 B each of 799,539,200 parameters
 
 
 @given(
@@ -114,6 +128,11 @@ def test_a_plan_fits_or_says_what_would_have_to_give(
     assert made.ledger == ledger(shape(size), wanted, hardware, made.setting)
     assert all(choice.why for choice in made.choices)
     assert not made.fits or not made.remedies
+    if not made.fits and made.setting.engine == "fast":  # then what is said to be needed is the least
+        other = replace(made.setting, offload=not made.setting.offload)
+        found = ledger(shape(size), wanted, hardware, other)
+        held = found.host_bytes <= hardware.memory_bytes
+        assert not held or found.predicted_peak_bytes >= made.predicted_peak_bytes
     assert all(remedy.peak_bytes - made.ledger.reclaimable_bytes <= gib * GIB for remedy in made.remedies)
 
 
@@ -151,6 +170,28 @@ def test_what_does_not_fit_is_an_error_with_each_way_out_tried() -> None:
     with pytest.raises(TrainingError, match="does not fit") as caught:
         plan_for(wanted, shape("7b"), described_gpu(12 * GIB))
     assert "gradient_checkpointing auto" in caught.value.fix
+    assert "at least" in caught.value.fix
+
+
+def test_length_and_rank_give_together_what_neither_gives_alone() -> None:
+    wanted = recipe("data.max_length=8192", "lora.rank=256")
+    made = plan(shape("7b"), wanted, described_gpu(6 * GIB))
+    (both,) = [remedy for remedy in made.remedies if remedy.change.startswith("data.max_length")]
+    assert both.change == "data.max_length 1024 with lora.rank 32"
+    assert both.max_length == 1024
+    less = recipe("data.max_length=1024", "lora.rank=32")
+    assert plan(shape("7b"), less, described_gpu(6 * GIB)).fits
+    for alone in ("data.max_length=1024", "lora.rank=32"):
+        changed = recipe("data.max_length=8192", "lora.rank=256", alone)
+        assert not plan(shape("7b"), changed, described_gpu(6 * GIB)).fits
+
+
+def test_a_device_that_is_said_to_be_large_enough_is() -> None:
+    with pytest.raises(TrainingError) as caught:
+        plan_for(recipe(), shape("65b"), described_gpu(24 * GIB))
+    gib = int(caught.value.fix.rpartition("at least ")[2].removesuffix(" GiB"))
+    assert plan(shape("65b"), recipe(), described_gpu(gib * GIB)).fits
+    assert not plan(shape("65b"), recipe(), described_gpu((gib - 1) * GIB)).fits
 
 
 def test_the_cpu_gets_enough_tokens_and_no_more() -> None:
@@ -160,22 +201,53 @@ def test_the_cpu_gets_enough_tokens_and_no_more() -> None:
     assert plan(small, recipe("data.max_length=64", "training.batch_size=4"), HOST).micro_batch == 4
 
 
-def test_an_architecture_the_fast_path_does_not_know_is_planned_plain() -> None:
-    gemma2 = shape_of({**LLAMA, **SIZES["7b"], "model_type": "gemma2"})
-    made = plan(gemma2, recipe(), described_gpu(48 * GIB))
+@pytest.mark.parametrize(
+    ("model", "overrides", "words"),
+    [
+        ({"model_type": "gemma2"}, [], "architecture gemma2"),
+        ({"hidden_act": "relu"}, [], "activation relu"),
+        ({"attention_dropout": 0.1}, [], "attention_dropout"),
+        ({"head_dim": 36}, [], "heads of 36 features"),
+        ({"head_dim": 512}, [], "heads of 512 features"),
+        ({"intermediate_size": 1001}, [], "mlp.down_proj has 1001"),
+        ({}, ["quantization.compute_dtype=float32"], "float32"),
+        ({}, ["quantization.type=int8"], "4-bit"),
+        ({}, ["quantization=null"], "4-bit"),
+        ({}, ["lora.dora=true"], "DoRA"),
+        ({}, ["lora.new_tokens=['<a>']"], "rows of embeddings"),
+    ],
+)
+def test_what_the_fast_path_does_not_do_is_planned_plain(
+    model: dict[str, Any], overrides: list[str], words: str
+) -> None:
+    """The planner must know: training would refuse what the fast path cannot do, with no way out."""
+    made = plan(shape_of({**LLAMA, **SIZES["7b"], **model}), recipe(*overrides), described_gpu(48 * GIB))
     assert made.setting.engine == "plain"
+    (choice,) = [choice for choice in made.choices if choice.name == "engine"]
+    assert words in choice.why
+
+
+def test_gemmas_older_name_for_its_activation_is_no_obstacle() -> None:
+    gemma = shape_of({**LLAMA, **SIZES["7b"], "model_type": "gemma", "hidden_act": "gelu"})
+    assert plan(gemma, recipe(), described_gpu(48 * GIB)).setting.engine == "fast"
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("48GiB", 48 * GIB), ("24GB", 24 * 10**9), ("80g", 80 * GIB), (" 1.5 TiB ", 1536 * GIB), ("1024", 1024)],
+    [
+        ("48GiB", 48 * GIB),
+        ("24GB", 24 * 10**9),
+        ("80g", 80 * GIB),
+        (" 1.5 TiB ", 1536 * GIB),
+        ("1024B", 1024),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "-1GiB", "0g", "48 GiB of memory", "1e9", "99999999999TiB", "４８GiBx"]
+    "text", ["", "48", "GiB", "-1GiB", "0g", "48 GiB of memory", "1e9", "99999999999TiB", "４８GiBx"]
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="size of memory"):
@@ -245,6 +317,10 @@ def test_the_command_plans_a_recipe_for_its_own_base(
         (["base", "--gpu", "48GiB", "--set", "lora.rang=3"], "lora.rank"),
         (["base", "--gpu", "48GiB", "--set", "lora.target_modules=[q_prj]"], "q_prj"),
         (["base/config.json", "--gpu", "48GiB"], "config.json"),
+        (["base", "--gpu", "48"], "size of memory"),
+        (["base", "--gpu", "48GiB", "--reserve", "48GiB"], "leaves nothing"),
+        (["base", "--gpu", "48GiB", "--data", "nothere.jsonl"], "nothere.jsonl: no such file"),
+        (["base", "--gpu", "48GiB", "--set", "lora.init=pissa"], "plan: lora.init pissa changes the base"),
     ],
 )
 def test_the_command_names_what_it_cannot_use(

@@ -145,6 +145,7 @@ def test_a_missing_kv_head_count_means_one_for_each_head() -> None:
     ("change", "words"),
     [
         ({"model_type": "mamba2"}, "mamba2"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
         ({"model_type": None}, "None"),
         ({"hidden_size": "4096"}, "hidden_size"),
         ({"num_hidden_layers": -1}, "num_hidden_layers"),

@@ -26,13 +26,13 @@ def losses(release: Path, kind: str = "loss") -> dict[int, float]:
 def test_the_fast_path_trains_what_the_plain_engine_trains(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub.trainer import plan as planning
+    from adapterhub.trainer import engines
 
     fast, plain = tmp_path / "fast", tmp_path / "plain"
     code, _, stderr = run_cli("train", recipe, "--out", fast, *FIXED)
     assert code == 0, stderr
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "FAST_TYPES", frozenset())
+        patch.setattr(engines, "FAST_TYPES", frozenset())
         code, _, stderr = run_cli("train", recipe, "--out", plain, *FIXED)
     assert code == 0, stderr
     assert losses(fast) == pytest.approx(losses(plain), rel=2e-2)

@@ -10,10 +10,14 @@ import click
 
 from adapterhub.errors import RecipeError
 
+GIB = 2**30
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from adapterhub.packaging.manifest import Hardware
+    from adapterhub.trainer.examples import RunSize
     from adapterhub.trainer.plan import Plan
     from adapterhub.trainer.recipe import Recipe
     from adapterhub.trainer.shapes import ModelShape
@@ -21,7 +25,14 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @click.argument("base", metavar="BASE|RECIPE.yaml")
-@click.option("--gpu", metavar="SIZE", help="A card to plan for, like 48GiB. Default (auto): this machine.")
+@click.option(
+    "--gpu", metavar="SIZE|auto", help="A card to plan for, like 48GiB. Default (auto): this machine."
+)
+@click.option(
+    "--data",
+    metavar="PATH|REPO",
+    help="Rows to train on: says how many fit data.max_length, and what a run over them comes to.",
+)
 @click.option(
     "--set",
     "overrides",
@@ -37,6 +48,7 @@ if TYPE_CHECKING:
 def plan_command(
     base: str,
     gpu: str | None,
+    data: str | None,
     overrides: tuple[str, ...],
     reserve: str | None,
     endpoint: str | None,
@@ -44,9 +56,9 @@ def plan_command(
 ) -> None:
     """Say, before any weight is loaded, whether a run fits, and how it would be run.
 
-    BASE is the folder of a checkpoint or owner/name[@revision] on the Hub; only its config.json is read. A
-    recipe is planned for its own base, rank and length. Exits 6 when nothing fits, after saying what would
-    have to give.
+    BASE is the folder of a checkpoint or owner/name[@revision] on the Hub; only its config.json is read, and
+    with --data its tokenizer. A recipe is planned for its own base, rank and length. Exits 6 when nothing
+    fits, after saying what would have to give.
     """
     from adapterhub.trainer.hardware import parse_size
     from adapterhub.trainer.plan import does_not_fit, plan
@@ -56,14 +68,15 @@ def plan_command(
     hardware = _hardware(gpu)
     shape = _shape(recipe, endpoint)
     made = plan(shape, recipe, hardware, left_free)
+    size = None if data is None else _size(recipe, data, endpoint)
     if as_json:
-        click.echo(json.dumps(_document(made), indent=2))
+        click.echo(json.dumps(_document(made, size), indent=2))
     else:
         from rich.console import Console
 
         console = Console(highlight=False, soft_wrap=False)
         with console.capture() as text:  # rich would end the process itself when nobody reads on
-            _print(made, recipe, console)
+            _print(made, recipe, size, console)
         click.echo(text.get(), nl=False)
     if not made.fits:
         raise does_not_fit(made)
@@ -100,7 +113,31 @@ def _shape(recipe: Recipe, endpoint: str | None) -> ModelShape:
     return read_shape(fetch_config(source, endpoint=endpoint))
 
 
-def _document(made: Plan) -> dict[str, Any]:
+def _size(recipe: Recipe, data: str, endpoint: str | None) -> RunSize:
+    """What a run over the rows that ``data`` names comes to, by the base's own tokenizer."""
+    from adapterhub.trainer.data import read_rows
+    from adapterhub.trainer.examples import size_of_run
+    from adapterhub.trainer.model import load_tokenizer
+    from adapterhub.trainer.recipe import HUB_REF
+    from adapterhub.trainer.vocabulary import add_tokens
+
+    if not Path(data).exists() and HUB_REF.match(data) and not data.startswith("."):
+        from adapterhub.hub.datasets import fetch_rows
+
+        rows = read_rows(fetch_rows(data, "train", endpoint=endpoint).folder)
+    else:
+        rows = read_rows(data)
+    base = recipe.resolve(recipe.base)
+    if not isinstance(base, Path):
+        from adapterhub.hub.bases import fetch_tokenizer
+
+        base = fetch_tokenizer(base, endpoint=endpoint)
+    tokenizer = load_tokenizer(base)
+    add_tokens(tokenizer, recipe.lora.new_tokens)
+    return size_of_run(tokenizer, recipe, rows)
+
+
+def _document(made: Plan, size: RunSize | None) -> dict[str, Any]:
     """The plan as one JSON document."""
     hardware, setting, shape = made.hardware, made.setting, made.shape
     return {
@@ -130,40 +167,74 @@ def _document(made: Plan) -> dict[str, Any]:
         "host_bytes": made.ledger.host_bytes,
         "reserve_bytes": made.reserve_bytes,
         "remedies": [vars(remedy) for remedy in made.remedies],
+        "data": None if size is None else _size_document(size),
     }
 
 
-def _print(made: Plan, recipe: Recipe, console: Console) -> None:
-    """The plan for a reader: what it is planned for, the ledger, the choices, the verdict."""
-    from rich.table import Table
+def _size_document(size: RunSize) -> dict[str, int]:
+    return {
+        "examples": len(size.lengths),
+        "longer_than_max_length": size.left_out,
+        "longest_tokens": max(size.lengths),
+        "packed_rows": size.packed_rows,
+        "tokens": size.tokens,
+        "steps": size.steps,
+    }
 
-    gib = 2**30
+
+def _print(made: Plan, recipe: Recipe, size: RunSize | None, console: Console) -> None:
+    """The plan for a reader: what it is planned for, the ledger, the choices, the verdict."""
     hardware, shape = made.hardware, made.shape
-    kind = "GPU" if hardware.device == "cuda" else "CPU, in host memory"
+    memory = "" if hardware.device == "cuda" else " of host memory"
     console.print(
-        f"{recipe.base}: {shape.model_type}, {shape.parameters / 1e9:.3g} B parameters, on {hardware.name} "
-        f"({kind}, {hardware.memory_bytes / gib:.1f} GiB)",
+        f"{recipe.base}: {shape.model_type}, {_in_words(shape.parameters)} parameters, on "
+        f"{hardware.name} with {hardware.memory_bytes / GIB:.1f} GiB{memory}",
         markup=False,
     )
+    if size is not None:
+        console.print(_size_in_words(recipe, size), markup=False)
+    console.print(_table(made))
+    for choice in made.choices:
+        console.print(f"{choice.name}: {choice.value} ({choice.why})", markup=False)
+    if made.fits:
+        needed = made.predicted_peak_bytes - made.ledger.reclaimable_bytes + made.reserve_bytes
+        console.print(f"fits: {(hardware.memory_bytes - needed) / GIB:.2f} GiB left beside the reserve")
+        return
+    console.print("does not fit" + ("; any one of these would make it fit:" if made.remedies else ""))
+    for remedy in made.remedies:
+        cost = ""
+        if size is not None and remedy.max_length is not None:
+            cost = f"; leaves out {size.left_out_at(remedy.max_length):,} of {len(size.lengths):,} examples"
+        console.print(f"  {remedy.change} (peak {remedy.peak_bytes / GIB:.2f} GiB{cost})", markup=False)
+
+
+def _in_words(count: int) -> str:
+    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+
+
+def _table(made: Plan) -> Table:
+    """The ledger, a line each part."""
+    from rich.table import Table
+
     table = Table(title="Memory, predicted", title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("how it is computed", overflow="fold")
     for part in made.ledger.parts:
         name = part.name if part.on == "device" else f"{part.name} (host)"
-        table.add_row(name, f"{part.bytes / gib:.3f}", part.formula)
+        table.add_row(name, f"{part.bytes / GIB:.3f}", part.formula)
     table.add_section()
-    table.add_row("peak", f"{made.predicted_peak_bytes / gib:.3f}", "sum of the parts on the device")
-    table.add_row("reserve", f"{made.reserve_bytes / gib:.3f}", "left free")
-    console.print(table)
-    for choice in made.choices:
-        console.print(f"{choice.name}: {choice.value} ({choice.why})", markup=False)
-    if made.fits:
-        needed = made.predicted_peak_bytes - made.ledger.reclaimable_bytes + made.reserve_bytes
-        console.print(f"fits: {(hardware.memory_bytes - needed) / gib:.1f} GiB left beside the reserve")
-    else:
-        console.print(
-            "does not fit; each of these alone would make it fit:" if made.remedies else "does not fit"
-        )
-        for remedy in made.remedies:
-            console.print(f"  {remedy.change} (peak {remedy.peak_bytes / gib:.1f} GiB)", markup=False)
+    table.add_row("peak", f"{made.predicted_peak_bytes / GIB:.3f}", "sum of the parts on the device")
+    table.add_row("reserve", f"{made.reserve_bytes / GIB:.3f}", "left free")
+    return table
+
+
+def _size_in_words(recipe: Recipe, size: RunSize) -> str:
+    length = recipe.data.max_length
+    held = size.packed_rows * length
+    words = f"data: {len(size.lengths):,} examples, the longest of {max(size.lengths):,} tokens; "
+    if size.left_out:
+        words += f"{size.left_out:,} longer than data.max_length {length} are left out; "
+    packed = "packed into " if recipe.data.packing else ""
+    words += f"{packed}{size.packed_rows:,} rows, {size.tokens / held:.0%} full; "
+    return words + f"{size.steps:,} optimizer steps of {recipe.training.batch_size} rows"

@@ -52,6 +52,22 @@ def fetch_config(source: str, *, endpoint: str | None = None, token: str | None 
         return Path(api.hf_hub_download(ref.repo, _CONFIG, revision=commit))
 
 
+def fetch_tokenizer(source: str, *, endpoint: str | None = None, token: str | None = None) -> Path:
+    """The folder in the cache that holds a base's configuration, tokenizer and chat template; no weights.
+
+    ``source`` is ``owner/name[@revision]``; files are checked as ``fetch_base`` checks them. Raises RefError
+    for an unknown base, AuthError, HubError.
+    """
+    ref, api = parse_ref(source), connect(endpoint, token)
+    commit = resolve(api, ref).commit
+    return fetch(api, ref, commit, "tokenizer", _companions).folder
+
+
+def _companions(listed: Mapping[str, HubFile]) -> list[str]:
+    """The files that a base's weights come with."""
+    return [name for name in listed if _matches(name, _COMPANIONS)]
+
+
 def is_release(source: str, *, endpoint: str | None = None, token: str | None = None) -> bool:
     """Whether ``owner/name[@revision]`` holds a manifest, sound or not. Raises HubError and its kinds."""
     ref, api = parse_ref(source), connect(endpoint, token)

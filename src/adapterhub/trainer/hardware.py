@@ -12,7 +12,7 @@ from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.arithmetic import arithmetic_of
 from adapterhub.trainer.ranks import local_rank, local_world_size, world_size
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt])?(i?)b?\s*$", re.IGNORECASE)
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)\s*$", re.IGNORECASE)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -38,22 +38,20 @@ def detect_hardware() -> Hardware:
 
 def described_gpu(memory_bytes: int) -> Hardware:
     """A CUDA card that is not here, known by its memory only."""
-    return Hardware(
-        device="cuda", name=f"a GPU with {memory_bytes / 2**30:.4g} GiB", memory_bytes=memory_bytes
-    )
+    return Hardware(device="cuda", name="a GPU", memory_bytes=memory_bytes)
 
 
 def parse_size(text: str) -> int:
     """Bytes in a size like ``48GiB``, ``24GB`` or ``80g`` (GB is 10^9 bytes; GiB and a bare g are 2^30).
 
-    Raises RecipeError for anything else, and for sizes of nothing.
+    Raises RecipeError for anything else: a number without its unit, and sizes of nothing.
     """
     match = _SIZE.match(text)
     if match:
         number, prefix, binary = match.groups()
         decimal = bool(prefix) and not binary and text.strip().lower().endswith("b")
         base = 1000 if decimal else 1024
-        size = round(float(number) * base ** (" kmgt".index(prefix.lower()) if prefix else 0))
+        size = round(float(number) * base ** ("kmgt".index(prefix.lower()) + 1 if prefix else 0))
         if 0 < size < 2**60:
             return size
     raise RecipeError(f"{text!r} is not a size of memory", "write it like 48GiB, 24GB or 80g")

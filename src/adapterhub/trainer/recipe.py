@@ -126,7 +126,8 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
     """Gradients are scaled down to this norm (QLoRA appendix B.2)."""
     optimizer: Literal["auto", "adamw", "paged_adamw", "paged_adamw_8bit"] = "auto"
-    """``auto``: paged AdamW on CUDA (QLoRA section 3), torch's AdamW on the CPU."""
+    """``auto``: as the plan says on CUDA, AdamW that is paged (QLoRA section 3) where its state does not fit;
+    torch's AdamW on the CPU."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """``auto``: as the plan says on CUDA, off on the CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -306,7 +307,7 @@ def _explain(err: ValidationError, where: str) -> RecipeError:
         for part in problem["loc"]
         if not str(part).startswith(("literal", "function", "constrained"))
     ]
-    key = ".".join(location) or "the top level"
+    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         nearest = _nearest(location)
         fix = f"did you mean {nearest}?" if nearest else f"known here: {', '.join(_names_at(location[:-1]))}"
@@ -315,7 +316,8 @@ def _explain(err: ValidationError, where: str) -> RecipeError:
         return RecipeError(f"{where}: {key} is missing", f"add {key} (see docs/recipe.md)")
     message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
     given = f", not {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
-    return RecipeError(f"{where}: {key}: {message}{given}"[:400], f"correct {key} (see docs/recipe.md)")
+    place, keys = (f"{where}: {key}", key) if key else (where, "these keys")
+    return RecipeError(f"{place}: {message}{given}"[:400], f"correct {keys} (see docs/recipe.md)")
 
 
 def _nearest(location: Sequence[str]) -> str | None:

@@ -61,6 +61,10 @@ class ModelShape:
     """Parameters of the vision tower beside its linears' weights."""
     softcap: bool = False
     """Whether attention scores are soft-capped (Gemma 2), which fused attention kernels do not do."""
+    activation: str = "silu"
+    """transformers' name of the function on the MLP's gate."""
+    dropout: str | None = None
+    """The key of a dropout that the base has of its own in training, like ``attention_dropout``."""
 
     @property
     def quantized_weights(self) -> int:
@@ -151,6 +155,9 @@ _FAMILIES = {
     "phi3": _Family(fused=True, qkv_bias=False, o_bias=False),
 }
 _NESTED = {"gemma3": "gemma3_text"}
+_DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+# What configurations of mixtures of experts have, by any name: their experts are not linear modules.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 KNOWN_TYPES = (*_FAMILIES, *_NESTED)
 
@@ -192,8 +199,9 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
         tied = config.get("tie_word_embeddings", True)
         config, model_type = {"tie_word_embeddings": tied, **inner}, _NESTED[model_type]
     if model_type not in _FAMILIES:
+        experts = " (a mixture of experts)" if any(config.get(key) for key in _EXPERTS) else ""
         raise RecipeError(
-            f"{where}: the architecture {model_type!r} is not known to the planner",
+            f"{where}: the architecture {model_type!r}{experts} is not known to the planner",
             f"choose a base of one of these: {', '.join(KNOWN_TYPES)}",
         )
     shape = _text_shape(_Reader(config, _FAMILIES[model_type].defaults or {}, where), model_type)
@@ -225,6 +233,9 @@ class _Reader:
 
     def flag(self, key: str) -> bool:
         return bool(self._value(key))
+
+    def word(self, key: str, otherwise: str) -> str:
+        return str(self._value(key) or otherwise)
 
     def _value(self, key: str) -> Any:
         return self._config[key] if key in self._config else self._defaults.get(key)
@@ -259,7 +270,17 @@ def _text_shape(read: _Reader, model_type: str) -> ModelShape:
         linears=tuple(linears),
         layer_norm_weights=family.norms * hidden + (2 * head_dim if family.head_norms else 0),
         softcap=family.softcap,
+        activation=_activation(read, model_type),
+        dropout=next((key for key in _DROPOUTS if read.flag(key)), None),
     )
+
+
+def _activation(read: _Reader, model_type: str) -> str:
+    """Gemma's older configurations name another GELU than its models have; transformers corrects them too."""
+    if not model_type.startswith("gemma"):
+        return read.word("hidden_act", "silu")
+    found = read.word("hidden_act" if model_type == "gemma" else "hidden_activation", "gelu_pytorch_tanh")
+    return "gelu_pytorch_tanh" if found == "gelu" else found
 
 
 @dataclass(frozen=True)

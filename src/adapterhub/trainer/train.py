@@ -22,12 +22,12 @@ from adapterhub.trainer import ranks
 from adapterhub.trainer.arguments import quarter, steps_of, training_arguments
 from adapterhub.trainer.checkpoints import prepare_run, run_folder, run_lock
 from adapterhub.trainer.data import Row, rows_digest
+from adapterhub.trainer.examples import Examples, encode_rows
 from adapterhub.trainer.packing import PackedRow, pack
 from adapterhub.trainer.plan import Plan, default_reserve, does_not_fit, plan
 from adapterhub.trainer.progress import TrainingProgress
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.sealing import Origin, measured_ledger, seal, training_curve
-from adapterhub.trainer.template import Encoded, encode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -111,7 +111,7 @@ def train(
     new_tokens = add_tokens(tokenizer, recipe.lora.new_tokens)
     data = _held_apart(data, say)
     encoded = {source.split: _encode(tokenizer, source, recipe.data.max_length, say) for source in data}
-    datasets = tuple(_lock_data(recipe, source, encoded[source.split][0]) for source in data)
+    datasets = tuple(_lock_data(recipe, source, encoded[source.split].rows) for source in data)
     lock = lock_base(
         base.folder,
         name=base.name,
@@ -126,9 +126,9 @@ def train(
         "data": [dataset.sha256 for dataset in datasets],
     }
     seed, length, packing = recipe.training.seed, recipe.data.max_length, recipe.data.packing
-    rows = pack(encoded["train"][1], length, seed=seed, packing=packing)
-    held_out = pack(encoded["test"][1], length, seed=seed, packing=packing) if "test" in encoded else []
-    say(f"{len(encoded['train'][1])} examples in {len(rows)} rows of at most {length} tokens")
+    rows = pack(encoded["train"].encoded, length, seed=seed, packing=packing)
+    held_out = pack(encoded["test"].encoded, length, seed=seed, packing=packing) if "test" in encoded else []
+    say(f"{len(encoded['train'].rows)} examples in {len(rows)} rows of at most {length} tokens")
     run = _Run(recipe, base, tokenizer, new_tokens, rows, held_out, out, hardware, progress)
     with run_lock(out) if ranks.is_first() else nullcontext(), _no_space_in_words():
         checkpoint = ranks.first_decides(lambda: prepare_run(out, identity, resume=resume))
@@ -167,33 +167,16 @@ def _held_apart(data: Sequence[DataSource], say: Say) -> list[DataSource]:
     return apart
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, source: DataSource, max_length: int, say: Say
-) -> tuple[list[Row], list[Encoded]]:
-    """Rows to tokens; those longer than ``max_length`` are left out, counted and said."""
-    rows, examples, too_long = [], [], []
-    for row in source.rows:
-        try:
-            example = encode(tokenizer, row.messages)
-        except DataError as err:
-            raise DataError(f"{row.where}: {err.what}", err.fix) from err
-        if len(example.input_ids) > max_length:
-            too_long.append((row.where, len(example.input_ids)))
-        else:
-            rows.append(row)
-            examples.append(example)
-    if too_long:
-        where, length = max(too_long, key=lambda found: found[1])
+def _encode(tokenizer: PreTrainedTokenizerBase, source: DataSource, max_length: int, say: Say) -> Examples:
+    """Rows to tokens; those that are left out for their length are counted and said."""
+    examples = encode_rows(tokenizer, source.rows, max_length, source.split)
+    if examples.too_long:
+        where, length = max(examples.too_long, key=lambda found: found[1])
         say(
-            f"left out {len(too_long)} of {len(source.rows)} {source.split} rows longer than data.max_length "
-            f"{max_length}; the longest is {length} tokens ({where})"
+            f"left out {len(examples.too_long)} of {len(source.rows)} {source.split} rows longer than "
+            f"data.max_length {max_length}; the longest is {length} tokens ({where})"
         )
-    if not examples:
-        raise DataError(
-            f"all {len(source.rows)} {source.split} rows are longer than data.max_length {max_length}",
-            "raise data.max_length, or shorten the rows",
-        )
-    return rows, examples
+    return examples
 
 
 def _lock_data(recipe: Recipe, source: DataSource, kept: list[Row]) -> DatasetLock:

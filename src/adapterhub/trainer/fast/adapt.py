@@ -12,12 +12,11 @@ import torch
 
 from adapterhub.errors import TrainingError
 from adapterhub.trainer.activations import Level
+from adapterhub.trainer.engines import FAST_ACTIVATIONS, FAST_HEAD, FAST_TYPES
 from adapterhub.trainer.fast.block import Block, Engine, Norm
 from adapterhub.trainer.fast.flat import FlatAdapters
-from adapterhub.trainer.fast.reference import Activation
 from adapterhub.trainer.fast.weights import Adapter, Group, Linear, frozen_weight
 
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ADAPTER = "default"
 
 
@@ -41,15 +40,16 @@ def unsupported(causal: Any, peft_config: Any, dtype: torch.dtype, device: torch
 
     ``dtype`` is what products are to be computed in on ``device``.
     """
-    from adapterhub.trainer.plan import FAST_TYPES
-
     config = causal.config
     if config.model_type not in FAST_TYPES:
         return f"the architecture {config.model_type} has no hand-written layer"
-    if getattr(config, "hidden_act", None) not in _ACTIVATIONS:
+    if getattr(config, "hidden_act", None) not in FAST_ACTIVATIONS:
         return f"the activation {getattr(config, 'hidden_act', None)} has no kernel"
     if device.type == "cuda" and dtype == torch.float32:
         return "attention has no kernel for float32 on CUDA"
+    head_dim = causal.model.layers[0].self_attn.head_dim
+    if device.type == "cuda" and (head_dim % 8 or head_dim > FAST_HEAD):
+        return f"attention has no kernel for heads of {head_dim} features on CUDA"
     for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
         if getattr(config, name, 0.0):
             return f"{name} is not zero"
@@ -129,7 +129,7 @@ def build_block(
         scale=attention.scaling,
         rotary=bool(getattr(attention, "use_rope", True)),
         window=_window(attention, config),
-        activation=_ACTIVATIONS[config.hidden_act],
+        activation=FAST_ACTIVATIONS[config.hidden_act],
         level=level,
     )
 
