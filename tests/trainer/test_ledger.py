@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ LLAMA_65B = llama(8192, 80, 64, 22016)
 
 
 def recipe(rank: int = 16, length: int = 512, **sections: Any) -> Recipe:
-    content = {
+    content: dict[str, Any] = {
         "name": "r",
         "base": "b",
         "data": {"train": "t", "max_length": length},
@@ -142,6 +143,60 @@ def test_more_of_anything_never_takes_less(
     assert grown(length=length + 1) > total
     assert grown(rank=rank + 1) > total
     assert grown(shape=deeper) > total
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[ModelShape, Setting, dict[str, Any]]:
+    """Any shape, any setting that the planner may try on it, and any kind of base and adapter."""
+    shape = draw(shapes)
+    whole = draw(st.integers(0, shape.layers))
+    engine = draw(engines)
+    setting = Setting(
+        draw(st.integers(1, 64)),
+        draw(optimizers),
+        engine,
+        recompute_all=whole,
+        recompute_mlp=draw(st.integers(0, shape.layers - whole)) if engine == "fast" else 0,
+        offload=engine == "fast" and whole > 0 and draw(st.booleans()),
+        kept_weights=draw(st.integers(0, shape.layers)) if engine == "fast" else 0,
+        shards=draw(st.sampled_from([1, 2, 8])) if engine == "plain" else 1,
+    )
+    kinds = [{"type": "nf4"}, {"type": "nf4", "double": False}, {"type": "fp4"}]
+    if engine == "plain":
+        kinds += [None, {"type": "int8"}]
+    lora = {"rank": draw(st.integers(1, 128)), "dropout": draw(st.sampled_from([0.0, 0.1]))}
+    if engine == "plain":
+        lora |= {"dora": draw(st.booleans()), "new_tokens": draw(st.sampled_from([[], ["<a>", "<b>"]]))}
+    return shape, setting, {"quantization": draw(st.sampled_from(kinds)), "lora": lora}
+
+
+@given(chosen=choices(), length=st.integers(8, 4096))
+@settings(max_examples=150, deadline=None)
+def test_neither_device_nor_host_ever_takes_less_for_more(
+    chosen: tuple[ModelShape, Setting, dict[str, Any]], length: int
+) -> None:
+    """With offloading, kept weights, shards and every kind of base: each side by itself."""
+    shape, setting, sections = chosen
+    found = ledger(shape, recipe(length=length, **sections), GPU, setting)
+    assert found.predicted_peak_bytes + found.host_bytes == sum(part.bytes for part in found.parts)
+    higher = {**sections, "lora": {**sections["lora"], "rank": sections["lora"]["rank"] + 1}}
+    deeper = llama(
+        shape.hidden, shape.layers + 1, shape.heads, shape.intermediate, num_key_value_heads=shape.kv_heads
+    )
+    more = {
+        "row": ledger(
+            shape,
+            recipe(length=length, **sections),
+            GPU,
+            replace(setting, micro_batch=setting.micro_batch + 1),
+        ),
+        "token": ledger(shape, recipe(length=length + 1, **sections), GPU, setting),
+        "rank": ledger(shape, recipe(length=length, **higher), GPU, setting),
+        "layer": ledger(deeper, recipe(length=length, **sections), GPU, setting),
+    }
+    for what, bigger in more.items():
+        assert bigger.predicted_peak_bytes > found.predicted_peak_bytes, what
+        assert bigger.host_bytes >= found.host_bytes, what
 
 
 @given(shape=shapes, rows=st.integers(1, 16))

@@ -83,6 +83,27 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert shape_of(config).parameters == published
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_those_that_transformers_builds(name: str, tmp_path: Path) -> None:
+    """At their own size, on the meta device, by way of the config.json that transformers writes for them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    given, published = PUBLISHED[name]
+    arguments = {key: value for key, value in given.items() if key != "model_type"}
+    if given["model_type"] in ("phi3", "smollm3"):  # their default is beyond the tests' vocabularies
+        arguments["pad_token_id"] = 0
+    config = AutoConfig.for_model(given["model_type"], **arguments)
+    config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path / "config.json")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters()) == published
+    linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert linears - {"lm_head"} == {name for name, _linear, _layer in shape.modules()}
+
+
 SMALL = {
     "llama": {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
     "smollm3": {"num_key_value_heads": 2, "pad_token_id": 0},

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -411,37 +412,118 @@ def test_evaluating_between_steps_does_not_cost_gradients(tiny_base: Path) -> No
     assert any(gradient.abs().sum() > 0 for gradient in before.values())
 
 
+IN_16_BITS = ["--set", "training.micro_batch=auto", "--set", "lora.dropout=0", "--set", "quantization=null"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fail_at", [0, 4])
+@pytest.mark.parametrize(
+    ("fail_at", "kind", "message"),
+    [
+        (0, "OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB"),
+        (4, "OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB"),
+        (4, "RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        (4, "MemoryError", ""),
+    ],
+)
 def test_out_of_memory_is_planned_anew_and_nothing_is_lost(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+    run_cli: Run,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail_at: int,
+    kind: str,
+    message: str,
 ) -> None:
     """The device must fail on command here: one micro-batch of step ``fail_at + 1`` finds no memory."""
     import torch
 
+    from adapterhub.trainer import model as loading
     from adapterhub.trainer.loop import AdapterTrainer
 
-    settings = ["--set", "training.micro_batch=auto", "--set", "lora.dropout=0", "--set", "quantization=null"]
+    error = {"MemoryError": MemoryError, "RuntimeError": RuntimeError}.get(kind, torch.OutOfMemoryError)
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run_cli("train", recipe, "--out", whole, *settings)[0] == 0
+    assert run_cli("train", recipe, "--out", whole, *IN_16_BITS)[0] == 0
     real, sizes = AdapterTrainer.training_step, []
+    real_load, bases = loading.load_base, []
 
     def step(self: AdapterTrainer, model: object, inputs: dict, *others: object) -> object:
         sizes.append(len(inputs["input_ids"]))
         if self.state.global_step == fail_at and sizes[-1] == sizes[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise error(message)
         return real(self, model, inputs, *others)
 
+    def load(*arguments: object, **named: object) -> object:
+        assert not [base for base in bases if base() is not None], "the base before is still held"
+        base = real_load(*arguments, **named)
+        bases.append(weakref.ref(base))
+        return base
+
     monkeypatch.setattr(AdapterTrainer, "training_step", step)
-    code, _, stderr = run_cli("train", recipe, "--out", out, *settings)
+    monkeypatch.setattr(loading, "load_base", load)
+    code, _, stderr = run_cli("train", recipe, "--out", out, *IN_16_BITS)
     assert code == 0, stderr
+    assert len(bases) == 2
     assert f"out of memory in step {fail_at + 1}" in stderr
     assert sizes[-1] < sizes[0]
-    (miss,) = json.loads((out / LEDGER).read_bytes())["misses"]
+    ledger = json.loads((out / LEDGER).read_bytes())
+    (miss,) = ledger["misses"]
     assert (miss["step"], miss["micro_batch"]) == (fail_at, sizes[0])
+    assert miss["message"] == (message or "out of memory")
+    assert 0 < miss["measured_peak_bytes"] <= ledger["measured_peak_bytes"]
     curve = {point["step"]: point["loss"] for point in points(out) if point["loss"] is not None}
     expected = {point["step"]: point["loss"] for point in points(whole) if point["loss"] is not None}
     assert curve == pytest.approx(expected, rel=2e-2)  # other micro-batches, bf16
+
+
+@pytest.mark.slow
+def test_out_of_memory_while_a_run_is_set_up_is_planned_anew_too(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters, kept weights and buffers are allocated before the first step; here that fails once."""
+    import torch
+
+    from adapterhub.trainer.loop import AdapterTrainer
+
+    real, calls = AdapterTrainer.__init__, []
+
+    def init(self: AdapterTrainer, *arguments: object, **named: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(AdapterTrainer, "__init__", init)
+    out = tmp_path / "out"
+    code, _, stderr = run_cli("train", recipe, "--out", out, *IN_16_BITS)
+    assert code == 0, stderr
+    assert "out of memory while the run was set up" in stderr
+    assert [miss["step"] for miss in json.loads((out / LEDGER).read_bytes())["misses"]] == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail_at", [4, 8])
+def test_out_of_memory_in_a_held_out_loss_loses_neither_step_nor_loss(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
+    import torch
+
+    from adapterhub.trainer import loop
+
+    real, failed = loop.held_out_loss, []
+
+    def loss(trainer: loop.AdapterTrainer, rows: object) -> float:
+        if trainer.state.global_step == fail_at and not failed:
+            failed.append(fail_at)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trainer, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "held_out_loss", loss)
+    out = tmp_path / "out"
+    code, _, stderr = run_cli("train", recipe, "--out", out, *IN_16_BITS)
+    assert code == 0, stderr
+    assert failed
+    assert [point["step"] for point in points(out) if point["loss"] is not None] == list(range(1, 9))
+    assert [point["step"] for point in points(out) if point["eval_loss"] is not None] == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.slow

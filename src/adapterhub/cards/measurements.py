@@ -244,11 +244,15 @@ def tabulate_misses(ledger: LedgerEvidence) -> Table | None:
     """Plans that were predicted to fit and ran out of memory; None when there were none."""
     if not ledger.misses:
         return None
-    columns = ("#after step", "#predicted", "#rows at once", "#layers recomputed", "what the device said")
+    columns = (
+        "#after step", "#predicted", "#held then", "#rows at once", "#layers recomputed",
+        "what the device said",
+    )  # fmt: skip
     rows = (
         (
             f"{miss.step:,}",
             in_bytes(miss.predicted_peak_bytes),
+            "not measured" if miss.measured_peak_bytes is None else in_bytes(miss.measured_peak_bytes),
             f"{miss.micro_batch:,}",
             f"{miss.layers_recomputed:,}",
             code(miss.message),

@@ -39,6 +39,8 @@ class LedgerMiss(Frozen):
     step: int
     """Optimizer steps that were done."""
     predicted_peak_bytes: int
+    measured_peak_bytes: int | None = None
+    """What was held when no more was to be had, measured as the run's own peak. None: not measured."""
     micro_batch: int
     """Rows that went through the model at once."""
     layers_recomputed: int

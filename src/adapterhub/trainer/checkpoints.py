@@ -70,6 +70,11 @@ def prepare_run(out: Path, identity: dict[str, Any], *, resume: bool) -> Path | 
     return finished[-1] if finished else None
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps that were done when ``checkpoint`` was made; 0 for none."""
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
 def mark_complete(checkpoint: Path) -> None:
     """Bring every file of ``checkpoint`` to the disk, then say so; without this mark none is resumed from."""
     for root, _folders, names in os.walk(checkpoint):
@@ -99,4 +104,4 @@ def _check_identity(folder: Path, digest: str, identity: dict[str, Any]) -> None
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders by step."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=step_of)

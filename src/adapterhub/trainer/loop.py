@@ -203,15 +203,12 @@ class _Watcher(TrainerCallback):
             torch.manual_seed(args.seed + ranks.rank())
         self._began = time.monotonic()
         self._first_step = state.global_step
-        if state.global_step == 0:
-            self._measure_held_out(state)
+        self._measure_held_out(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         control.should_log = True
-        if state.global_step % self._eval_every == 0 or state.global_step == state.max_steps:
-            self._measure_held_out(state)
 
     def on_log(
         self,
@@ -239,6 +236,7 @@ class _Watcher(TrainerCallback):
         state.log_history[-1]["seconds"] = self._seconds_before + seconds
         state.log_history[-1]["tokens"] = self._tokens_before + tokens
         self._progress.step(state.global_step, state.max_steps, loss, rate, left)
+        self._measure_held_out(state)  # last: should it run out of memory, the step is told and kept
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -255,7 +253,11 @@ class _Watcher(TrainerCallback):
         return float(optimizer.grad_norm)
 
     def _measure_held_out(self, state: TrainerState) -> None:
-        if not self._held_out:
+        """Where it is due, and was not measured at this step before the run was resumed from it."""
+        step = state.global_step
+        due = step % self._eval_every == 0 or step == state.max_steps
+        measured = any("eval_loss" in entry and entry["step"] == step for entry in state.log_history)
+        if not self._held_out or not due or measured:
             return
         began = time.monotonic()
         loss = held_out_loss(self._trainer, self._held_out)

@@ -96,18 +96,8 @@ def _draft(origin: Origin) -> Manifest:
 def measured_ledger(
     plan: Plan, hardware: Hardware, misses: Sequence[evidence.LedgerMiss]
 ) -> evidence.LedgerEvidence:
-    """The plan's ledger beside the peak of this process so far, and the plans that did not fit after all."""
-    if hardware.device == "cuda":
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        context = total - free - torch.cuda.memory_reserved()
-        measured = torch.cuda.max_memory_reserved() + max(0, context)
-        how = "torch's peak reserved bytes plus the CUDA context"
-    else:
-        scale = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-        measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        how = "peak resident set of the training process"
+    """The plan's ledger beside the measured peak, and the plans that did not fit after all."""
+    measured, how = measured_peak(hardware)
     return evidence.LedgerEvidence(
         device=hardware.device,
         parts=plan.ledger.parts,
@@ -116,6 +106,23 @@ def measured_ledger(
         measured_as=how,
         misses=tuple(misses),
     )
+
+
+def measured_peak(hardware: Hardware) -> tuple[int, str]:
+    """The most bytes that this process held, and how that was measured.
+
+    On CUDA since the last reset of torch's statistics; on the CPU since the process began.
+    """
+    if hardware.device == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        context = total - free - torch.cuda.memory_reserved()
+        reserved = torch.cuda.max_memory_reserved()
+        return reserved + max(0, context), "torch's peak reserved bytes plus the CUDA context"
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak, "peak resident set of the training process"
 
 
 def training_curve(

@@ -20,14 +20,15 @@ from adapterhub.packaging.release import Release
 from adapterhub.packaging.splits import Split
 from adapterhub.trainer import ranks
 from adapterhub.trainer.arguments import quarter, steps_of, training_arguments
-from adapterhub.trainer.checkpoints import prepare_run, run_folder, run_lock
+from adapterhub.trainer.checkpoints import prepare_run, run_folder, run_lock, step_of
 from adapterhub.trainer.data import Row, rows_digest
 from adapterhub.trainer.examples import Examples, encode_rows
+from adapterhub.trainer.memory import first_line, is_out_of_memory
 from adapterhub.trainer.packing import PackedRow, pack
 from adapterhub.trainer.plan import Plan, default_reserve, does_not_fit, plan
 from adapterhub.trainer.progress import TrainingProgress
 from adapterhub.trainer.recipe import Recipe
-from adapterhub.trainer.sealing import Origin, measured_ledger, seal, training_curve
+from adapterhub.trainer.sealing import Origin, measured_ledger, measured_peak, seal, training_curve
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from adapterhub.trainer.loop import AdapterTrainer
 
 Say = Callable[[str], None]
+# What reading a damaged checkpoint raises, and running out of memory.
+_BROKEN = (EOFError, FileNotFoundError, ValueError, RuntimeError, MemoryError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -190,49 +193,77 @@ def _lock_data(recipe: Recipe, source: DataSource, kept: list[Row]) -> DatasetLo
     )
 
 
+@dataclass(frozen=True)
+class _OutOfMemory:
+    """How an attempt ended. Not the exception: its traceback would keep the base in memory."""
+
+    step: int
+    """Optimizer steps that were done."""
+    where: str
+    """In words, like ``in step 5``."""
+    message: str
+    checkpoint: Path | None
+    """What the next attempt goes on from."""
+
+
 def _train_until_it_fits(
     run: _Run, first: Plan, checkpoint: Path | None, say: Say
 ) -> tuple[AdapterTrainer, Plan, list[LedgerMiss]]:
     """Train to the end; after an out-of-memory go on from the last step with a plan that needs less."""
-    import torch
-
     current = first
     misses: list[LedgerMiss] = []
     while True:
-        trainer = _build(run, current, checkpoint)
-        _check_disk(run.out, trainer.peft_model)
-        try:
-            with run.progress:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return trainer, current, misses
-        except (EOFError, FileNotFoundError, ValueError, RuntimeError, pickle.UnpicklingError) as err:
-            if isinstance(err, torch.OutOfMemoryError):
-                lost: torch.OutOfMemoryError = err
-            elif checkpoint is None or trainer.began:
-                raise
-            else:
-                raise TrainingError(
-                    f"{checkpoint} cannot be resumed: {type(err).__name__}",
-                    "remove that folder: --resume then takes the checkpoint before it, or begins anew",
-                ) from err
-            step = trainer.state.global_step
-            if ranks.world_size() > 1:  # the others wait inside this step
-                raise TrainingError(
-                    f"process {ranks.rank()} is out of memory in step {step + 1}",
-                    f"set training.micro_batch below {current.micro_batch} and go on with --resume",
-                ) from err
-            misses.append(_miss(current, step, lost))
-            checkpoint = trainer.keep_step() or checkpoint
-        del trainer  # its base goes before the next one comes
-        gc.collect()
-        if run.hardware.device == "cuda":
-            torch.cuda.empty_cache()
+        ended = _attempt(run, current, checkpoint)
+        if not isinstance(ended, _OutOfMemory):
+            return ended, current, misses
+        misses.append(_miss(run, current, ended))
+        checkpoint = ended.checkpoint
+        _let_go(run.hardware)
         current = _plan_with_less(run, current)
         say(
-            f"out of memory in step {step + 1}, though {misses[-1].predicted_peak_bytes / 2**30:.1f} GiB "
-            f"were predicted; going on with micro-batches of {current.micro_batch} and "
+            f"out of memory {ended.where}, though {misses[-1].predicted_peak_bytes / 2**30:.1f} GiB were "
+            f"predicted; going on with micro-batches of {current.micro_batch} and "
             f"{current.setting.recompute_all} layers recomputed"
         )
+
+
+def _attempt(run: _Run, current: Plan, checkpoint: Path | None) -> AdapterTrainer | _OutOfMemory:
+    """Train with one plan: the trainer at its end, or what an out-of-memory left."""
+    trainer: AdapterTrainer | None = None
+    try:
+        trainer = _build(run, current, checkpoint)
+        _check_disk(run.out, trainer.peft_model)
+        with run.progress:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer
+    except _BROKEN as err:
+        began = trainer is not None and trainer.began
+        if not is_out_of_memory(err):
+            if checkpoint is None or trainer is None or began:
+                raise
+            raise TrainingError(
+                f"{checkpoint} cannot be resumed: {type(err).__name__}",
+                "remove that folder: --resume then takes the checkpoint before it, or begins anew",
+            ) from err
+        step = trainer.state.global_step if trainer is not None and began else step_of(checkpoint)
+        where = f"in step {step + 1}" if began else "while the run was set up"
+        if ranks.world_size() > 1:  # the others wait inside this step
+            raise TrainingError(
+                f"process {ranks.rank()} is out of memory {where}",
+                f"set training.micro_batch below {current.micro_batch} and go on with --resume",
+            ) from err
+        kept = trainer.keep_step() if trainer is not None and began else None
+        return _OutOfMemory(step, where, first_line(err), kept or checkpoint)
+
+
+def _let_go(hardware: Hardware) -> None:
+    """Free what the last attempt held, before the next one loads its base; measure that one by itself."""
+    import torch
+
+    gc.collect()
+    if hardware.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _build(run: _Run, current: Plan, checkpoint: Path | None) -> AdapterTrainer:
@@ -293,13 +324,15 @@ def _fast_path(model: PeftModel, recipe: Recipe, current: Plan) -> tuple[FastPat
     return fast, fast.optimizer(recipe, current.setting)
 
 
-def _miss(current: Plan, step: int, err: Exception) -> LedgerMiss:
+def _miss(run: _Run, current: Plan, ended: _OutOfMemory) -> LedgerMiss:
+    measured, _how = measured_peak(run.hardware)
     return LedgerMiss(
-        step=step,
+        step=ended.step,
         predicted_peak_bytes=current.predicted_peak_bytes,
+        measured_peak_bytes=measured,
         micro_batch=current.micro_batch,
         layers_recomputed=current.setting.recompute_all,
-        message=(str(err).strip() or "out of memory").splitlines()[0][:200],
+        message=ended.message,
     )
 
 

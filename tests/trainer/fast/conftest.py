@@ -28,12 +28,24 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": 7},
     "qwen2": {"tie_word_embeddings": True},
+    "qwen2 with windows": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+    },
     "qwen3": {"head_dim": 32},
     "gemma": {"head_dim": 32, "num_key_value_heads": 1},
     "phi3": {"pad_token_id": 0},
     "phi3 partly rotated": {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": None},
     "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]},
 }
+
+
+@pytest.fixture(scope="session")
+def architectures() -> tuple[str, ...]:
+    """Their names, as ``quantized_model`` takes them."""
+    return tuple(ARCHITECTURES)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -44,9 +56,11 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``quantized_model(architecture, rank=…, dropout=…, targets=…, device=…, dtype=…)`` -> a PeftModel.
+    """``quantized_model(architecture, rank=…, dropout=…, targets=…, device=…, dtype=…, **config)`` -> a
+    PeftModel.
 
-    Each call makes it anew with the same weights: NF4, everything else and the products in ``dtype``.
+    Each call makes it anew with the same weights: NF4, everything else and the products in ``dtype``. Further
+    names are changes of the architecture's configuration, like ``hidden_size``.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -56,8 +70,8 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
 
     folders: dict[str, Path] = {}
 
-    def save(architecture: str) -> Path:
-        settings = {**BASE, **ARCHITECTURES[architecture]}
+    def save(architecture: str, changes: dict[str, Any]) -> Path:
+        settings = {**BASE, **ARCHITECTURES[architecture], **changes}
         model_type = settings.pop("model_type", architecture)
         if "partly" in architecture:
             rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
@@ -70,7 +84,7 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
             elif "proj" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
-        folder = tmp_path_factory.mktemp("fast") / architecture.replace(" ", "-")
+        folder = tmp_path_factory.mktemp("fast")
         model.to(torch.bfloat16).save_pretrained(folder)  # so that a load in fp32 quantizes the same values
         return folder
 
@@ -82,9 +96,11 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
         targets: Any = "all-linear",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        **config: Any,
     ) -> Any:
-        if architecture not in folders:
-            folders[architecture] = save(architecture)
+        key = f"{architecture} {config}"
+        if key not in folders:
+            folders[key] = save(architecture, config)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -92,7 +108,7 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
             bnb_4bit_compute_dtype=dtype,
         )
         model = AutoModelForCausalLM.from_pretrained(
-            folders[architecture], quantization_config=quantization, dtype=dtype, device_map={"": device}
+            folders[key], quantization_config=quantization, dtype=dtype, device_map={"": device}
         )
         model.requires_grad_(False)
         torch.manual_seed(1)
