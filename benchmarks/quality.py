@@ -200,7 +200,8 @@ def fast_step(task: Task, model: Any) -> Callable[[list[PackedRow]], Any]:
     setting = Setting(
         MICRO_ROWS, "adamw", "fast", recompute_all=layers // 6, recompute_mlp=layers // 6, kept_weights=layers
     )
-    fast = install_blocks(model.get_base_model(), setting, torch.bfloat16, task.device)
+    dtype = model.get_input_embeddings().weight.dtype  # bf16, or float32 on processors that lack it
+    fast = install_blocks(model.get_base_model(), setting, dtype, task.device)
     optimizer = fast.optimizer(task.recipe, setting)
 
     def step(rows: list[PackedRow]) -> Any:

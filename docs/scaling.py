@@ -41,8 +41,9 @@ INTRODUCTION = """# What fits where
 
 Every figure of memory on this page is **predicted** by the memory ledger: NF4 with double quantization,
 rank {rank} on all linear layers, 2 % of the card in reserve. `adapterhub plan BASE --gpu 48GB` gives the
-same for your model with all its parts. On one H200 the ledger was held against measured peaks of 7B to
-65B ([ledger_accuracy.json](../benchmarks/results/ledger_accuracy.json): {accuracy}). GB are 10⁹ bytes.
+same for your model with all its parts. GB are 10⁹ bytes. The ledger was held against measured peaks of
+{accuracy}
+([ledger_accuracy.json](../benchmarks/results/ledger_accuracy.json), where two of its constants were fitted).
 """
 ONE = """## One card
 
@@ -136,7 +137,7 @@ def several_cards() -> Iterator[str]:
     columns = [f"{count} × {card}" for card in CARDS for count in counts]
     yield "| model | length | " + " | ".join(columns) + " |"
     yield "|---|---|" + "---|" * len(columns)
-    for name in ("33B", "65B", "70B (LLaMA 3)", "405B (LLaMA 3.1)"):
+    for name in MODELS:
         for length in LENGTHS:
             cells = [
                 sharded(model(name), length, described_gpu(int(size)), count)
@@ -163,15 +164,22 @@ def guanaco(tokens: int) -> Iterator[str]:
 
 
 def accuracy() -> str:
-    """How far the ledger of today is off what was measured, in words."""
-    errors = []
+    """How far the ledger of today is off what was measured, and on what, in words."""
+    errors, sizes, devices = [], [], []
     for line in read("ledger_accuracy"):
+        if line["kind"] == "machine":
+            devices.append(line["device"])
         if "peak_reserved_bytes" in line:
             card = Hardware(device="cuda", name=line["size"], memory_bytes=48 * GIB)
             found = ledger(model(line["size"]), recipe(line["length"]), card, Setting(**line["setting"]))
             measured = line["peak_reserved_bytes"] + line["context_bytes"]
             errors.append(abs(found.predicted_peak_bytes / measured - 1))
-    return f"{len(errors)} settings, the largest error {max(errors):.1%}"
+            sizes.append(line["size"])
+    cards = " and ".join(f"one {name}" for name in dict.fromkeys(devices))
+    return (
+        f"{', '.join(dict.fromkeys(sizes))} on {cards}:\n{len(errors)} settings, the largest error "
+        f"{max(errors):.1%}"
+    )
 
 
 def read(name: str) -> list[dict[str, Any]]:

@@ -26,6 +26,10 @@ LOSS_CHUNK = 1024
 STACKED_BYTES = 256 * 2**20
 # Measured on the CPU: free blocks that the C allocator keeps between the tensors that backward needs.
 _CPU_FRAGMENTATION = 0.30
+# Bytes of a soft-capped score, one a head and pair of tokens: its tanh, its softmax in fp32, and in bf16 that
+# again as the product takes it; and in backward the gradients of these.
+_SCORE = 8
+_SCORE_GRADIENT = 12
 _SHARED_INPUTS = {
     "q_proj": "qkv",
     "k_proj": "qkv",
@@ -138,7 +142,7 @@ def _fast_working_bytes(shape: ModelShape, recipe: Recipe) -> int:
     rank = 2 * largest_rank(shape, recipe.lora)
     queries, keys = 2 * shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
     mlp = hidden + max(intermediate + 2 * rank, 2 * hidden + 4 * rank)
-    copies = queries + keys if shape.model_type == "qwen3" else 0  # of heads that are normed
+    copies = queries + keys if shape.head_norms else 0
     expanded = 2 * queries if keys < queries else 0  # gradients of key and value by query head
     summed = 2 * queries  # the query's gradient, in fp32
     kernel = queries + copies + (queries + 2 * keys) + summed + expanded
@@ -196,6 +200,8 @@ def plain_activations(
     )
     gradients = 4 * width * (shape.intermediate + shape.hidden)  # of one layer, a token
     working = tokens * gradients + 2 * width * shape.largest_linear
+    if shape.softcap:
+        working += tokens * _SCORE_GRADIENT * shape.heads * recipe.data.max_length
     if setting.recompute_all:
         working += max(by_layer)
     yield ledger_part(
@@ -219,10 +225,12 @@ def plain_activations(
         yield ledger_part(
             "vocabulary copies", 2 * 2 * vocabulary, "the head with its new rows put in, and its gradient"
         )
+    logit = 12 + width + (2 * width if shape.softcap else 0)
+    capped = ", what caps them" if shape.softcap else ""
     yield ledger_part(
         "loss",
-        (12 + width) * tokens * shape.vocab,
-        f"{12 + width} B a logit: {dtype}, fp32, its log-softmax and gradient",
+        logit * tokens * shape.vocab,
+        f"{logit} B a logit: {dtype}, fp32, its log-softmax and gradient{capped}",
     )
     if hardware.device == "cpu":
         yield ledger_part(
@@ -235,11 +243,14 @@ def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> list[in
 
     Each LoRA module keeps its own copy of its input and its product with A; the activation keeps gate,
     its value and up; attention keeps query, key and value with the key-value heads repeated, its output and
-    its mask; each norm keeps its input in fp32.
+    its mask (or, where it soft-caps, its scores); each norm keeps its input in fp32.
     """
-    heads = shape.heads * shape.head_dim
-    attention = width * (4 * heads + recipe.data.max_length) + 4 * shape.heads
-    layers = [width * 3 * shape.intermediate + attention + 4 * shape.layer_norm_weights] * shape.layers
+    attention = width * 4 * shape.heads * shape.head_dim
+    if shape.softcap:
+        attention += _SCORE * shape.heads * recipe.data.max_length
+    else:
+        attention += width * recipe.data.max_length + 4 * shape.heads
+    layers = [width * 3 * shape.intermediate + attention + 4 * shape.normed_features] * shape.layers
     seen: set[tuple[int, str]] = set()
     for placed in place_adapter(shape, recipe.lora):
         if placed.layer is None:

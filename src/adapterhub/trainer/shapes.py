@@ -59,8 +59,12 @@ class ModelShape:
     """Linear modules of a vision tower: loaded and quantized with the model, idle while text is trained."""
     tower_weights: int = 0
     """Parameters of the vision tower beside its linears' weights."""
+    head_norms: bool = False
+    """Whether each head of query and key is normed (Qwen 3, Gemma 3)."""
     softcap: bool = False
-    """Whether attention scores are soft-capped (Gemma 2), which fused attention kernels do not do."""
+    """Whether attention scores are soft-capped (Gemma 2): transformers computes them as matrices then, for no
+    fused kernel of torch does that, and caps the head's logits too.
+    """
     activation: str = "silu"
     """transformers' name of the function on the MLP's gate."""
     dropout: str | None = None
@@ -82,6 +86,13 @@ class ModelShape:
     def parameters(self) -> int:
         """All parameters, shared ones counted once."""
         return self.quantized_weights + self.plain_weights
+
+    @property
+    def normed_features(self) -> int:
+        """Features a token that the norms of one layer take."""
+        if not self.head_norms:
+            return self.layer_norm_weights
+        return self.layer_norm_weights + (self.heads + self.kv_heads - 2) * self.head_dim
 
     @property
     def largest_linear(self) -> int:
@@ -269,6 +280,7 @@ def _text_shape(read: _Reader, model_type: str) -> ModelShape:
         tied=read.flag("tie_word_embeddings"),
         linears=tuple(linears),
         layer_norm_weights=family.norms * hidden + (2 * head_dim if family.head_norms else 0),
+        head_norms=family.head_norms,
         softcap=family.softcap,
         activation=_activation(read, model_type),
         dropout=next((key for key in _DROPOUTS if read.flag(key)), None),
