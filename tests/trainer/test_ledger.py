@@ -96,7 +96,7 @@ shapes = st.builds(
     st.integers(1, 40),
     st.integers(1, 200),
 )
-engines = st.sampled_from(["fast", "plain"])
+engines = st.sampled_from(["fast", "linears", "plain"])
 optimizers = st.sampled_from(["adamw", "paged_adamw", "paged_adamw_8bit"])
 
 

@@ -202,29 +202,39 @@ def test_the_cpu_gets_enough_tokens_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "overrides", "words"),
+    ("model", "overrides", "engine", "words"),
     [
-        ({"model_type": "gemma2"}, [], "architecture gemma2"),
-        ({"hidden_act": "relu"}, [], "activation relu"),
-        ({"attention_dropout": 0.1}, [], "attention_dropout"),
-        ({"head_dim": 36}, [], "heads of 36 features"),
-        ({"head_dim": 512}, [], "heads of 512 features"),
-        ({"intermediate_size": 1001}, [], "mlp.down_proj has 1001"),
-        ({}, ["quantization.compute_dtype=float32"], "float32"),
-        ({}, ["quantization.type=int8"], "4-bit"),
-        ({}, ["quantization=null"], "4-bit"),
-        ({}, ["lora.dora=true"], "DoRA"),
-        ({}, ["lora.new_tokens=['<a>']"], "rows of embeddings"),
+        ({"model_type": "gemma2"}, [], "linears", "architecture gemma2"),
+        ({"model_type": "gemma3_text"}, [], "linears", "architecture gemma3_text"),
+        ({"hidden_act": "relu"}, [], "linears", "activation relu"),
+        ({"attention_dropout": 0.1}, [], "linears", "attention_dropout"),
+        ({"head_dim": 36}, [], "linears", "heads of 36 features"),
+        ({"head_dim": 512}, [], "linears", "heads of 512 features"),
+        ({}, ["quantization.compute_dtype=float32"], "linears", "float32"),
+        ({"intermediate_size": 1001}, [], "plain", "mlp.down_proj has 1001"),
+        ({}, ["quantization.type=int8"], "plain", "4-bit"),
+        ({}, ["quantization=null"], "plain", "4-bit"),
+        ({}, ["lora.dora=true"], "plain", "DoRA"),
+        ({}, ["lora.new_tokens=['<a>']"], "plain", "rows of embeddings"),
     ],
 )
-def test_what_the_fast_path_does_not_do_is_planned_plain(
-    model: dict[str, Any], overrides: list[str], words: str
+def test_what_the_fast_path_has_no_layer_for_is_planned_for_another_engine(
+    model: dict[str, Any], overrides: list[str], engine: str, words: str
 ) -> None:
-    """The planner must know: training would refuse what the fast path cannot do, with no way out."""
+    """The planner must know: training would refuse what an engine cannot do, with no way out."""
     made = plan(shape_of({**LLAMA, **SIZES["7b"], **model}), recipe(*overrides), described_gpu(48 * GIB))
-    assert made.setting.engine == "plain"
+    assert made.setting.engine == engine
     (choice,) = [choice for choice in made.choices if choice.name == "engine"]
     assert words in choice.why
+
+
+def test_a_base_with_a_vision_tower_is_planned_plain() -> None:
+    text = {**SIZES["135m"], "model_type": "gemma3_text"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    gemma = shape_of({"model_type": "gemma3", "text_config": text, "vision_config": vision})
+    made = plan(gemma, recipe(), described_gpu(48 * GIB))
+    assert made.setting.engine == "plain"
+    assert any("vision tower" in choice.why for choice in made.choices)
 
 
 def test_gemmas_older_name_for_its_activation_is_no_obstacle() -> None:

@@ -501,6 +501,35 @@ def test_out_of_memory_while_a_run_is_set_up_is_planned_anew_too(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["linears", "fast"])
+def test_every_engine_trains_the_same_adapter(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Those for CUDA compute on the CPU what their kernels are held to; the planner would not choose them."""
+    from adapterhub.trainer import plan, settings
+
+    settings_ = ["--set", "lora.dropout=0"]
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    assert run_cli("train", recipe, "--out", plain, *settings_)[0] == 0
+    monkeypatch.setattr(plan, "engine_for", lambda *_: engine)
+    monkeypatch.setattr(settings, "engine_for", lambda *_: engine)
+    if not Path("/proc/cpuinfo").read_text().count("avx512_bf16"):  # there the base computes in float32
+        settings_ += ["--set", "quantization.compute_dtype=float32"]
+    code, _, stderr = run_cli("train", recipe, "--out", out, *settings_)
+    assert code == 0, stderr
+    for kind in ("loss", "eval_loss", "grad_norm"):
+        ours, theirs = (
+            {point["step"]: point[kind] for point in points(run) if point[kind] is not None}
+            for run in (out, plain)
+        )
+        assert ours == pytest.approx(theirs, rel=2e-2 if kind != "grad_norm" else 0.1), kind
+    from safetensors.torch import load_file
+
+    first, second = (load_file(run / "adapter_model.safetensors") for run in (plain, out))
+    assert first.keys() == second.keys()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_at", [4, 8])
 def test_out_of_memory_in_a_held_out_loss_loses_neither_step_nor_loss(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int

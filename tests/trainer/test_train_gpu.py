@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub import load_adapter
 from adapterhub.packaging.evidence import CURVE, LEDGER
-from adapterhub.trainer import progress
+from adapterhub.trainer import plan, progress, settings
 
 pytestmark = pytest.mark.gpu
 
@@ -23,22 +23,26 @@ def losses(release: Path, kind: str = "loss") -> dict[int, float]:
     return {point["step"]: point[kind] for point in points if point[kind] is not None}
 
 
-def test_the_fast_path_trains_what_the_plain_engine_trains(
+def choose(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """Plan for ``engine`` from now on, whatever the base."""
+    for module in (plan, settings):
+        monkeypatch.setattr(module, "engine_for", lambda *_: engine)
+
+
+def test_every_engine_trains_what_the_plain_one_trains(
     run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adapterhub.trainer import engines
-
-    fast, plain = tmp_path / "fast", tmp_path / "plain"
-    code, _, stderr = run_cli("train", recipe, "--out", fast, *FIXED)
-    assert code == 0, stderr
-    with monkeypatch.context() as patch:
-        patch.setattr(engines, "FAST_TYPES", frozenset())
-        code, _, stderr = run_cli("train", recipe, "--out", plain, *FIXED)
-    assert code == 0, stderr
-    assert losses(fast) == pytest.approx(losses(plain), rel=2e-2)
-    assert losses(fast, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=2e-2)
-    assert losses(fast, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=0.2)
-    assert json.loads((fast / LEDGER).read_bytes())["measured_peak_bytes"] > 0
+    for engine in ("fast", "linears", "plain"):
+        choose(monkeypatch, engine)
+        code, _, stderr = run_cli("train", recipe, "--out", tmp_path / engine, *FIXED)
+        assert code == 0, stderr
+    plain = tmp_path / "plain"
+    for engine in ("fast", "linears"):
+        ours = tmp_path / engine
+        assert losses(ours) == pytest.approx(losses(plain), rel=2e-2)
+        assert losses(ours, "eval_loss") == pytest.approx(losses(plain, "eval_loss"), rel=2e-2)
+        assert losses(ours, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=0.2)
+        assert json.loads((ours / LEDGER).read_bytes())["measured_peak_bytes"] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw", "paged_adamw_8bit"])
@@ -78,12 +82,13 @@ def test_an_interrupted_run_goes_on_and_its_adapter_loads(
     assert answer.shape[1] > prompt["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("fast_first", [True, False])
-def test_a_run_goes_on_under_the_other_engine(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_first: bool
+@pytest.mark.parametrize(
+    ("before", "after"), [("fast", "plain"), ("plain", "fast"), ("fast", "linears"), ("linears", "plain")]
+)
+def test_a_run_goes_on_under_another_engine(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
 ) -> None:
     """As it must when it goes on with more GPUs, which have the plain engine."""
-    from adapterhub.trainer import plan as planning
 
     class Interrupting(progress.PlainProgress):
         def step(self, done: int, *others: float) -> None:
@@ -92,15 +97,12 @@ def test_a_run_goes_on_under_the_other_engine(
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole, *FIXED)[0] == 0
+    choose(monkeypatch, before)
     with monkeypatch.context() as patch:
         patch.setattr(progress, "training_progress", Interrupting)
-        if not fast_first:
-            patch.setattr(planning, "FAST_TYPES", frozenset())
         assert run_cli("train", recipe, "--out", resumed, *FIXED)[0] == 130
-    with monkeypatch.context() as patch:
-        if fast_first:
-            patch.setattr(planning, "FAST_TYPES", frozenset())
-        code, _, stderr = run_cli("train", recipe, "--out", resumed, *FIXED, "--resume")
+    choose(monkeypatch, after)
+    code, _, stderr = run_cli("train", recipe, "--out", resumed, *FIXED, "--resume")
     assert code == 0, stderr
     assert "resuming from checkpoint-3" in stderr
     assert losses(resumed) == pytest.approx(losses(whole), rel=2e-2)

@@ -16,7 +16,7 @@ from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import Linear, ModelShape
 
 Optimizer = Literal["adamw", "paged_adamw", "paged_adamw_8bit"]
-Engine = Literal["fast", "plain"]
+Engine = Literal["fast", "linears", "plain"]
 Place = Literal["device", "host"]
 Level = Literal["none", "mlp", "all"]
 
@@ -179,6 +179,28 @@ def element_of(hardware: Hardware) -> tuple[int, str]:
     return (4, "fp32") if hardware.arithmetic == "float32" else (2, "bf16")
 
 
+def linears_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Iterator[LedgerPart]:
+    """Parts of our products and loss inside transformers' own layers, in bf16."""
+    tokens = setting.micro_batch * recipe.data.max_length
+    by_layer = [tokens * each for each in _plain_layer_bytes(shape, recipe, 2, folded=True)]
+    yield from _kept_by_layers(shape, setting, tokens, by_layer, 2)
+    working = _plain_working_bytes(shape, recipe, tokens, 2) + 2 * shape.largest_linear
+    if setting.recompute_all:
+        working += max(by_layer)
+    yield ledger_part(
+        "working set", working, "one layer's gradients, a dequantized weight, and what is computed again"
+    )
+    chunk = min(tokens, LOSS_CHUNK)
+    copies = 5 if shape.softcap else 2  # capping keeps its tanh and works on copies
+    loss = copies * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
+    yield ledger_part(
+        "loss",
+        max(0, loss - working),
+        f"beyond what backward takes later: logits of {chunk:,} tokens {copies} times, last hidden state, "
+        "its norm and gradient",
+    )
+
+
 def plain_activations(
     shape: ModelShape, recipe: Recipe, setting: Setting, hardware: Hardware
 ) -> Iterator[LedgerPart]:
@@ -186,22 +208,8 @@ def plain_activations(
     width, dtype = element_of(hardware)
     tokens = setting.micro_batch * recipe.data.max_length
     by_layer = [tokens * each for each in _plain_layer_bytes(shape, recipe, width)]
-    kept = sum(by_layer[setting.recompute_all :])
-    layers = shape.layers - setting.recompute_all
-    yield ledger_part(
-        "saved activations",
-        kept,
-        f"{tokens:,} tokens, {layers} layers of {max(by_layer) // tokens:,} B at most",
-    )
-    yield ledger_part(
-        "saved for recomputing",
-        setting.recompute_all * tokens * width * shape.hidden,
-        f"{setting.recompute_all} layers of {width * shape.hidden:,} B a token: their input",
-    )
-    gradients = 4 * width * (shape.intermediate + shape.hidden)  # of one layer, a token
-    working = tokens * gradients + 2 * width * shape.largest_linear
-    if shape.softcap:
-        working += tokens * _SCORE_GRADIENT * shape.heads * recipe.data.max_length
+    yield from _kept_by_layers(shape, setting, tokens, by_layer, width)
+    working = _plain_working_bytes(shape, recipe, tokens, width) + 2 * width * shape.largest_linear
     if setting.recompute_all:
         working += max(by_layer)
     yield ledger_part(
@@ -234,16 +242,44 @@ def plain_activations(
     )
     if hardware.device == "cpu":
         yield ledger_part(
-            "allocator", _CPU_FRAGMENTATION * kept, "free blocks between saved ones, 30 % of them"
+            "allocator",
+            _CPU_FRAGMENTATION * sum(by_layer[setting.recompute_all :]),
+            "free blocks between saved ones, 30 % of them",
         )
 
 
-def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> list[int]:
+def _kept_by_layers(
+    shape: ModelShape, setting: Setting, tokens: int, by_layer: list[int], width: int
+) -> Iterator[LedgerPart]:
+    """What transformers' layers keep: everything, or their input where they are recomputed."""
+    layers = shape.layers - setting.recompute_all
+    yield ledger_part(
+        "saved activations",
+        sum(by_layer[setting.recompute_all :]),
+        f"{tokens:,} tokens, {layers} layers of {max(by_layer) // tokens:,} B at most",
+    )
+    yield ledger_part(
+        "saved for recomputing",
+        setting.recompute_all * tokens * width * shape.hidden,
+        f"{setting.recompute_all} layers of {width * shape.hidden:,} B a token: their input",
+    )
+
+
+def _plain_working_bytes(shape: ModelShape, recipe: Recipe, tokens: int, width: int) -> int:
+    """Bytes of one layer's gradients in transformers' own backward."""
+    working = tokens * 4 * width * (shape.intermediate + shape.hidden)
+    if shape.softcap:
+        working += tokens * _SCORE_GRADIENT * shape.heads * recipe.data.max_length
+    return working
+
+
+def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int, *, folded: bool = False) -> list[int]:
     """Bytes a token that autograd saves in each layer of transformers with peft, of ``width`` bytes a number.
 
     Each LoRA module keeps its own copy of its input and its product with A; the activation keeps gate,
     its value and up; attention keeps query, key and value with the key-value heads repeated, its output and
-    its mask (or, where it soft-caps, its scores); each norm keeps its input in fp32.
+    its mask (or, where it soft-caps, its scores); each norm keeps its input in fp32. ``folded``: adapters are
+    folded into the weights, and linears that share an input keep that alone, once.
     """
     attention = width * 4 * shape.heads * shape.head_dim
     if shape.softcap:
@@ -255,9 +291,12 @@ def _plain_layer_bytes(shape: ModelShape, recipe: Recipe, width: int) -> list[in
     for placed in place_adapter(shape, recipe.lora):
         if placed.layer is None:
             continue
-        layers[placed.layer] += _lora_copies(placed, recipe, width)
         place = (placed.layer, _input_of(placed.linear))
-        if width == 4 and place in seen:  # nothing is cast, so linears that share an input keep it once
+        layers[placed.layer] += (
+            width * placed.linear.inputs if folded else _lora_copies(placed, recipe, width)
+        )
+        # Nothing is cast in fp32, nor where adapters are folded in: linears that share an input keep it once.
+        if (width == 4 or folded) and place in seen:
             layers[placed.layer] -= width * placed.linear.inputs
         seen.add(place)
     if seen and not recipe.lora.new_tokens:  # below the first adapted layer nothing has a gradient

@@ -25,7 +25,7 @@ def training_arguments(
 
     settings = recipe.training
     steps = steps_of(recipe, rows)
-    fast = plan.setting.engine == "fast"
+    fast = plan.setting.engine != "plain"
     arguments = TrainingArguments(
         output_dir=str(run_folder),
         max_steps=steps,

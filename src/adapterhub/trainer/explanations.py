@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.activations import Setting
-from adapterhub.trainer.engines import why_plain
+from adapterhub.trainer.engines import why_linears, why_plain
 from adapterhub.trainer.ledger import GIB, Ledger
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape
@@ -42,14 +42,19 @@ def explain(
         yield _offloading(setting, found, fits=fits)
     yield Choice("optimizer", setting.optimizer, _why_optimizer(recipe, hardware, setting, found))
     if hardware.device == "cuda":
-        why = why_plain(shape, recipe, hardware) or "fused NF4 and LoRA products"
-        yield Choice("engine", setting.engine, why)
+        yield Choice("engine", setting.engine, _why_engine(shape, recipe, hardware, setting))
     if setting.kept_weights:
         yield Choice(
             "weights kept in bf16",
             f"{setting.kept_weights} of {shape.layers} layers",
             "room is left: those layers are dequantized once an optimizer step, not in each micro-batch",
         )
+
+
+def _why_engine(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting) -> str:
+    if setting.engine == "linears":
+        return f"4-bit products and loss in transformers' layers; whole layers: {why_linears(shape, recipe)}"
+    return why_plain(shape, recipe, hardware) or "whole layers, with adapters folded into 4-bit products"
 
 
 def _why_rows(recipe: Recipe, hardware: Hardware, *, fits: bool) -> str:

@@ -1,9 +1,10 @@
 """The memory ledger: what a training run will hold, byte by byte, before any weight is loaded.
 
-``ledger`` is a pure function of the model's shape, the recipe, the hardware and the planner's setting. Two
-engines are known: ``fast`` (the CUDA path of ``adapterhub.trainer.fast``) and ``plain`` (transformers and
-peft as they are, on the CPU or on CUDA); what their passes hold is counted in ``activations``. Notation as in
-QLoRA: N quantized weights, h hidden, i intermediate, V vocabulary, T tokens of a micro-batch, r rank.
+``ledger`` is a pure function of the model's shape, the recipe, the hardware and the planner's setting. Three
+engines are known: ``fast`` (the CUDA path of ``adapterhub.trainer.fast``), ``linears`` (its products and loss
+inside transformers' layers) and ``plain`` (transformers and peft as they are, on the CPU or on CUDA); what
+their passes hold is counted in ``activations``. Notation as in QLoRA: N quantized weights, h hidden,
+i intermediate, V vocabulary, T tokens of a micro-batch, r rank.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from adapterhub.trainer.activations import (
     element_of,
     fast_activations,
     kept_bytes,
+    linears_activations,
     plain_activations,
 )
 from adapterhub.trainer.activations import ledger_part as _part
@@ -84,10 +86,12 @@ def ledger(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setti
         parts = list(_sharded(shape, parts, setting.shards))
     if setting.engine == "fast":
         parts += fast_activations(shape, recipe, setting)
+    elif setting.engine == "linears":
+        parts += linears_activations(shape, recipe, setting)
     else:
         parts += plain_activations(shape, recipe, setting, hardware)
     if cuda:
-        left = _left_behind(shape, recipe, setting) if setting.engine == "fast" else 0.0
+        left = _left_behind(shape, recipe, setting) if setting.engine != "plain" else 0.0
         parts += _cuda_overhead(parts, left)
     else:
         parts += _cpu_overhead(shape, recipe.quantization)
@@ -139,7 +143,7 @@ def _adapter_parts(
     where = ", paged to the host" if paged == "host" else ""
     # Only the step reads the fp32 weights of the fast path, so they page with the moments; products use the
     # copies.
-    masters: Place = paged if setting.engine == "fast" else "device"
+    masters: Place = paged if setting.engine != "plain" else "device"
     beside = where if masters == "host" else ""
     yield _part(
         "adapter weights",
@@ -157,7 +161,7 @@ def _adapter_parts(
     yield _part(
         "optimizer state", bytes_each * count, f"{bytes_each:.3g} B a parameter: {how}{where}", on=paged
     )
-    if paged == "host" and setting.engine == "fast":
+    if paged == "host" and setting.engine != "plain":
         passing = 2 * min(count, PAGED_CHUNK)
         yield _part(
             "optimizer chunks", passing * (4 + bytes_each), f"{passing:,} parameters on their way to and fro"
@@ -202,7 +206,7 @@ def _cpu_overhead(shape: ModelShape, quantization: Quantization | None) -> list[
 
 
 def _left_behind(shape: ModelShape, recipe: Recipe, setting: Setting) -> float:
-    """Bytes that the fast engine's allocations leave reserved and unused, beside its working set's.
+    """Bytes that our own engines' allocations leave reserved and unused, beside its working set's.
 
     A tenth of one layer's values, which come and go in different sizes; and 30 % of peft's own fp32 adapter
     weights, which the flat buffers replace: the blocks they leave are too small for most of what follows.

@@ -27,7 +27,7 @@ from adapterhub.trainer.template import IGNORED
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from adapterhub.trainer.fast.install import FastPath
+    from adapterhub.trainer.fast.install import FastPath, LinearsPath
     from adapterhub.trainer.fast.optimizer import FlatAdamW
 
 
@@ -43,10 +43,10 @@ class AdapterTrainer(Trainer):
         pad_token_id: int,
         progress: TrainingProgress,
         eval_every: int,
-        fast_path: tuple[FastPath, FlatAdamW] | None = None,
+        fast_path: tuple[FastPath | LinearsPath, FlatAdamW] | None = None,
         sharded: bool = False,
     ) -> None:
-        self.fast: FastPath | None = None
+        self.fast: FastPath | LinearsPath | None = None
         optimizer: FlatAdamW | None = None
         if fast_path is not None:
             self.fast, optimizer = fast_path

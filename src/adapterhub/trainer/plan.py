@@ -91,7 +91,7 @@ class Plan:
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether transformers itself recomputes the layers; the fast engine does that on its own."""
-        return self.setting.engine == "plain" and self.setting.recompute_all > 0
+        return self.setting.engine != "fast" and self.setting.recompute_all > 0
 
     @property
     def optimizer(self) -> str:

@@ -23,7 +23,7 @@ def optimizers(recipe: Recipe, hardware: Hardware, engine: Engine, shards: int) 
         return [wanted]
     if hardware.device == "cpu" or shards > 1:
         return ["adamw"]
-    return ["adamw", "paged_adamw"] if engine == "fast" else ["paged_adamw"]
+    return ["paged_adamw"] if engine == "plain" else ["adamw", "paged_adamw"]
 
 
 def recomputations(shape: ModelShape, recipe: Recipe, engine: Engine, device: str) -> list[tuple[int, int]]:
@@ -33,7 +33,7 @@ def recomputations(shape: ModelShape, recipe: Recipe, engine: Engine, device: st
         return [(layers, 0)]
     if wanted is False or device == "cpu":
         return [(0, 0)]
-    if engine == "plain":
+    if engine != "fast":
         return [(0, 0), (layers, 0)]
     return [(0, mlp) for mlp in range(layers + 1)] + [
         (whole, layers - whole) for whole in range(1, layers + 1)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from adapterhub.trainer.fast.install import FastPath
+    from adapterhub.trainer.fast.install import FastPath, LinearsPath
     from adapterhub.trainer.fast.optimizer import FlatAdamW
     from adapterhub.trainer.loop import AdapterTrainer
 
@@ -314,9 +314,11 @@ def _model(run: _Run, current: Plan) -> PeftModel:
     return model
 
 
-def _fast_path(model: PeftModel, recipe: Recipe, current: Plan) -> tuple[FastPath, FlatAdamW] | None:
+def _fast_path(
+    model: PeftModel, recipe: Recipe, current: Plan
+) -> tuple[FastPath | LinearsPath, FlatAdamW] | None:
     """The fast path and its optimizer where the plan wants them, else None."""
-    if current.setting.engine != "fast":
+    if current.setting.engine == "plain":
         return None
     from adapterhub.trainer.fast.install import install_fast_path
 

@@ -41,6 +41,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 0, 1]},
 }
 
+# Those in whose layers only the linears are ours.
+LINEARS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 32, "sliding_window": 7},
+    "gemma3_text": {"head_dim": 32, "sliding_window": 7},
+    "llama with gelu": {"model_type": "llama", "hidden_act": "gelu", "attention_bias": True},
+}
+
 
 @pytest.fixture(scope="session")
 def architectures() -> tuple[str, ...]:
@@ -51,6 +58,12 @@ def architectures() -> tuple[str, ...]:
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     """Each architecture that the fast path has a layer for."""
+    return str(request.param)
+
+
+@pytest.fixture(params=LINEARS)
+def foreign_architecture(request: pytest.FixtureRequest) -> str:
+    """Some that the fast path has no layer for."""
     return str(request.param)
 
 
@@ -71,7 +84,7 @@ def quantized_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
     folders: dict[str, Path] = {}
 
     def save(architecture: str, changes: dict[str, Any]) -> Path:
-        settings = {**BASE, **ARCHITECTURES[architecture], **changes}
+        settings = {**BASE, **(ARCHITECTURES | LINEARS)[architecture], **changes}
         model_type = settings.pop("model_type", architecture)
         if "partly" in architecture:
             rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}

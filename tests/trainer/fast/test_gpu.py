@@ -15,7 +15,7 @@ import torch
 
 from adapterhub.trainer.activations import Setting
 from adapterhub.trainer.fast.attention import Sequences, attend, attend_backward
-from adapterhub.trainer.fast.install import FastPath, install_blocks
+from adapterhub.trainer.fast.install import FastPath, install_blocks, install_linears
 from adapterhub.trainer.fast.products import _accumulate
 from adapterhub.trainer.fast.weights import frozen_weight
 from adapterhub.trainer.recipe import Recipe
@@ -158,6 +158,36 @@ def test_gradients_are_as_near_to_fp32_as_pefts(
     print(f"{architecture}: gradients off by {ours:.4f}, peft's by {theirs:.4f}")
     assert abs(float(found_loss) - float(loss)) < 0.02 * float(loss)
     assert ours < max(1.3 * theirs, 2**-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_in_transformers_own_layers_gradients_are_as_near(
+    quantized_model: Make, packed_batch: Make, foreign_architecture: str, recompute: bool
+) -> None:
+    inputs, setting = packed_batch(rows=4), Setting(2, "paged_adamw", "linears")
+    exact = quantized_model(foreign_architecture)
+    path = install_linears(exact.get_base_model(), setting, torch.float32, torch.device("cpu"))
+    exact(**path.prepare(inputs)).loss.backward()
+    plain = quantized_model(foreign_architecture, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        plain(**move(inputs, CUDA), use_cache=False).loss.backward()
+    theirs = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
+    model = quantized_model(foreign_architecture, device="cuda", dtype=torch.bfloat16)
+    ours = install_linears(model.get_base_model(), setting, torch.bfloat16, CUDA)
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    losses = []
+    optimizer = ours.optimizer(RECIPE, setting)
+    for step in range(8):
+        loss = model(**move(ours.prepare(inputs), CUDA)).loss
+        loss.backward()
+        if step == 0:
+            found = torch.cat([ours.flat.gradient_view(p).flatten() for p in ours.flat.parameters])
+            wanted = torch.cat([path.flat.gradient_view(p).flatten() for p in path.flat.parameters])
+            assert error(found, wanted) < max(1.3 * error(theirs, wanted), 2**-6)
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

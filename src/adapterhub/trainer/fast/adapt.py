@@ -17,7 +17,7 @@ from adapterhub.trainer.fast.block import Block, Engine, Norm
 from adapterhub.trainer.fast.flat import FlatAdapters
 from adapterhub.trainer.fast.weights import Adapter, Group, Linear, frozen_weight
 
-_ADAPTER = "default"
+ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ def unsupported(causal: Any, peft_config: Any, dtype: torch.dtype, device: torch
     ``dtype`` is what products are to be computed in on ``device``.
     """
     config = causal.config
+    reason = unsupported_adapter(peft_config)
+    if reason is not None:
+        return reason
     if config.model_type not in FAST_TYPES:
         return f"the architecture {config.model_type} has no hand-written layer"
     if getattr(config, "hidden_act", None) not in FAST_ACTIVATIONS:
@@ -53,12 +56,34 @@ def unsupported(causal: Any, peft_config: Any, dtype: torch.dtype, device: torch
     for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
         if getattr(config, name, 0.0):
             return f"{name} is not zero"
+    return _unsupported_module(causal)
+
+
+def unsupported_adapter(peft_config: Any) -> str | None:
+    """Why none of our products can train this adapter, or None when they can."""
     for name in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices"):
         if getattr(peft_config, name, None):
             return f"the adapter has {name}"
-    if peft_config.bias != "none":
-        return "the adapter trains biases"
-    return _unsupported_module(causal)
+    return "the adapter trains biases" if peft_config.bias != "none" else None
+
+
+def unsupported_linears(causal: Any, peft_config: Any) -> str | None:
+    """Why our products cannot train inside this model's own layers, or None when they can."""
+    from bitsandbytes.nn import Linear4bit
+
+    reason = unsupported_adapter(peft_config)
+    if reason is not None:
+        return reason
+    for name, module in causal.named_modules():
+        if is_adapted(module) and not isinstance(module.base_layer, Linear4bit):
+            return f"{name} is not a 4-bit linear"
+        if is_adapted(module) and module.base_layer.in_features % 8:
+            return f"{name} has {module.base_layer.in_features} inputs, not a multiple of 8"
+        if getattr(module, "lora_variant", None):
+            return f"{name} is a variant of LoRA"
+    if getattr(causal.get_output_embeddings(), "bias", None) is not None:
+        return "the head has a bias"
+    return None
 
 
 def _unsupported_module(causal: Any) -> str | None:
@@ -68,12 +93,12 @@ def _unsupported_module(causal: Any) -> str | None:
     known = {id(module) for layer in layers for group in layer_modules(layer).groups for module in group}
     for name, module in causal.named_modules():
         if id(module) in known:
-            base = module.base_layer if _is_adapted(module) else module
+            base = module.base_layer if is_adapted(module) else module
             if not isinstance(base, Linear4bit):
                 return f"{name} is not a 4-bit linear"
-            if _is_adapted(module) and base.in_features % 8:
+            if is_adapted(module) and base.in_features % 8:
                 return f"{name} has {base.in_features} inputs, not a multiple of 8"
-        elif _is_adapted(module):
+        elif is_adapted(module):
             return f"{name} has an adapter, outside the layers' linear modules"
         if getattr(module, "lora_variant", None):
             return f"{name} is a variant of LoRA"
@@ -97,9 +122,9 @@ def adapter_parameters(layers: Any) -> Iterator[torch.nn.Parameter]:
     """Every adapter's weights in the order that the flat buffer needs: by group all A, then all B."""
     for layer in layers:
         for group in layer_modules(layer).groups:
-            adapted = [module for module in group if _is_adapted(module)]
+            adapted = [module for module in group if is_adapted(module)]
             for factors in ("lora_A", "lora_B"):
-                yield from (getattr(module, factors)[_ADAPTER].weight for module in adapted)
+                yield from (getattr(module, factors)[ADAPTER].weight for module in adapted)
 
 
 def build_block(
@@ -107,7 +132,7 @@ def build_block(
 ) -> Block:
     """The block of one decoder layer; its weights are the layer's own, not copies."""
     attention, modules = layer.self_attn, layer_modules(layer)
-    groups = [Group([_linear(module, flat) for module in group]) for group in modules.groups]
+    groups = [Group([linear_of(module, flat) for module in group]) for group in modules.groups]
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
     for group in groups:
         engine.products.reserve(group)
@@ -139,27 +164,29 @@ def final_norm(decoder: Any, config: Any) -> Norm:
     return _norm(decoder.norm, config)
 
 
-def _linear(module: Any, flat: FlatAdapters) -> Linear:
-    base = module.base_layer if _is_adapted(module) else module
+def linear_of(module: Any, flat: FlatAdapters) -> Linear:
+    """A module's frozen weight and its adapter, if it has one, as views of ``flat``."""
+    base = module.base_layer if is_adapted(module) else module
     weight = frozen_weight(base)
     bias = None if base.bias is None else base.bias.detach().to(flat.compute.dtype)
-    if not _is_adapted(module):
+    if not is_adapted(module):
         return Linear(weight, bias, None)
-    a, b = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
-    drop = module.lora_dropout[_ADAPTER]
+    a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+    drop = module.lora_dropout[ADAPTER]
     adapter = Adapter(
         a=flat.compute_view(a),
         b=flat.compute_view(b),
         grad_a=flat.gradient_view(a),
         grad_b=flat.gradient_view(b),
-        scale=float(module.scaling[_ADAPTER]),
+        scale=float(module.scaling[ADAPTER]),
         dropout=float(getattr(drop, "p", 0.0)),
     )
     return Linear(weight, bias, adapter)
 
 
-def _is_adapted(module: Any) -> bool:
-    return hasattr(module, "lora_A") and _ADAPTER in module.lora_A
+def is_adapted(module: Any) -> bool:
+    """Whether peft has put our adapter on it."""
+    return hasattr(module, "lora_A") and ADAPTER in module.lora_A
 
 
 def _norm(module: Any, config: Any) -> Norm:

@@ -37,7 +37,7 @@ class Products:
 
     def __init__(self, operations: ModuleType, dtype: torch.dtype, device: torch.device) -> None:
         self._operations = operations
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._buffer = torch.empty(0, dtype=dtype, device=device)
         self._kept: dict[Group, tuple[_Kept, _Kept]] = {}
@@ -45,7 +45,7 @@ class Products:
     def reserve(self, group: Group) -> None:
         """Make the buffer large enough for ``group``; before training, so that a step allocates nothing."""
         if group.buffer_elements > self._buffer.numel():
-            self._buffer = torch.empty(group.buffer_elements, dtype=self._dtype, device=self._device)
+            self._buffer = torch.empty(group.buffer_elements, dtype=self.dtype, device=self._device)
 
     def keep(self, group: Group) -> None:
         """Keep ``group``'s weights for forward and backward, 4 B each in bf16, from one micro-batch to the
@@ -55,7 +55,7 @@ class Products:
         active they are not used.
         """
         size = group.outputs * group.inputs
-        ahead, back = (torch.empty(size, dtype=self._dtype, device=self._device) for _ in range(2))
+        ahead, back = (torch.empty(size, dtype=self.dtype, device=self._device) for _ in range(2))
         self._kept[group] = (
             _Kept(ahead.view(group.outputs, group.inputs)),
             _Kept(back.view(group.inputs, group.outputs).t()),
