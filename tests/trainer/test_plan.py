@@ -237,6 +237,19 @@ def test_a_base_with_a_vision_tower_is_planned_plain() -> None:
     assert any("vision tower" in choice.why for choice in made.choices)
 
 
+@pytest.mark.parametrize("tower", [True, False])
+def test_several_processes_do_not_wait_for_gradients_of_an_idle_tower(tmp_path: Path, tower: bool) -> None:
+    """With text alone its adapters get none; not told so, DDP fails in the second step."""
+    from adapterhub.trainer.arguments import training_arguments
+
+    text = {**SIZES["135m"], "model_type": "gemma3_text"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    gemma = {"model_type": "gemma3", "text_config": text, "vision_config": vision if tower else None}
+    made = plan(shape_of(gemma), recipe(), HOST)
+    arguments = training_arguments(recipe(), made, HOST, 20, tmp_path)
+    assert arguments.ddp_find_unused_parameters == tower
+
+
 def test_gemmas_older_name_for_its_activation_is_no_obstacle() -> None:
     gemma = shape_of({**LLAMA, **SIZES["7b"], "model_type": "gemma", "hidden_act": "gelu"})
     assert plan(gemma, recipe(), described_gpu(48 * GIB)).setting.engine == "fast"

@@ -54,7 +54,8 @@ def training_arguments(
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=hardware.device == "cuda",
-        ddp_find_unused_parameters=False,  # every adapter parameter is used in every step
+        # Every adapter parameter is used in every step, but those on a vision tower while text is trained.
+        ddp_find_unused_parameters=bool(plan.shape.tower),
         **_recomputation(plan),
     )
     # A process has one GPU; of several that it sees transformers would make a DataParallel, losses times two.
