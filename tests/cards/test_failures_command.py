@@ -49,6 +49,7 @@ def test_cases_are_listed(tiny_release: Path, run_cli: RunCli) -> None:
     assert [case["id"] for case in listed] == [WRONG.id, FIXED.id]
 
 
+@pytest.mark.slow
 def test_a_replay_says_what_still_fails_what_is_fixed_and_what_is_new(
     tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
@@ -238,6 +239,7 @@ def test_cases_are_asked_of_a_plain_base_model_too(
     assert (code, "records no cases" in err) == (3, True)
 
 
+@pytest.mark.slow
 def test_mining_records_new_cases_of_each_class_and_eval_keeps_them(
     tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli, write_jsonl: Callable[..., Path]
 ) -> None:

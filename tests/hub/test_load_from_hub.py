@@ -15,6 +15,7 @@ from adapterhub import load_adapter
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.mark.slow
 def test_from_the_hub_with_the_base_from_the_hub(
     hub_server,
     tiny_base: Path,

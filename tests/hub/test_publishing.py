@@ -86,6 +86,7 @@ def test_a_signed_push_cut_off_before_the_tag_is_completed_and_its_version_not_t
     assert len(api.list_repo_commits(repo, repo_type="dataset")) == 2
 
 
+@pytest.mark.slow
 def test_a_dataset_is_proposed_once_and_tagged_when_it_is_merged(
     run_cli: Run, hub_server, repo, write_jsonl, tmp_path, monkeypatch
 ) -> None:

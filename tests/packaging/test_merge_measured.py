@@ -36,6 +36,7 @@ def text(tmp_path: Path, write_jsonl: Callable[[Path, list[dict]], Path]) -> Pat
     return write_jsonl(tmp_path / "text.jsonl", [row(number) for number in range(1, 13)])
 
 
+@pytest.mark.slow
 def test_a_merge_with_text_is_calibrated_and_measured_on_other_rows(
     tiny_release: Path, tiny_base: Path, text: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:
@@ -79,6 +80,7 @@ def test_over_the_limit_nothing_is_left(
     assert "warning" not in err
 
 
+@pytest.mark.slow
 def test_without_a_limit_much_is_warned_of_with_the_worst_layers(
     tiny_release: Path,
     tiny_base: Path,

@@ -157,6 +157,7 @@ def test_of_a_sharded_base_whose_rows_end_inside_a_block(tmp_path: Path, tiny_ad
         load_base(out, None, "cpu")
 
 
+@pytest.mark.slow
 def test_a_quantized_release_loads_and_is_measured(
     tiny_release: Path, tiny_base: Path, tmp_path: Path, run_cli: RunCli
 ) -> None:

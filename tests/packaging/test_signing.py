@@ -53,6 +53,7 @@ def test_signing_again_replaces_the_signature(signed: Path, tmp_path: Path) -> N
     assert verify_signature(signed, [other.public]).signer.fingerprint == other.fingerprint
 
 
+@pytest.mark.slow
 def test_the_stock_tool_accepts_ours(signed: Path, pair: KeyPair) -> None:
     args = ("verify", "key", signed, "--signature", signed / "model.sig", "--public_key")
     assert stock(*args, pair.public).returncode == 0

@@ -141,6 +141,7 @@ def test_loss_and_gradients_are_those_of_peft_on_random_shapes(
     assert_equal_gradients(gradients, expected)
 
 
+@pytest.mark.slow
 def test_gradients_in_bf16_are_as_near_to_fp32_as_pefts(
     quantized_model: Make, packed_batch: Make, architecture: str
 ) -> None:
@@ -193,6 +194,7 @@ def test_gradients_add_up_over_micro_batches(quantized_model: Make, packed_batch
     assert_equal_gradients(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_kept_weights_change_no_gradient_and_follow_the_adapter(
     quantized_model: Make, packed_batch: Make, dropout: float

@@ -99,6 +99,7 @@ def test_recomputation_changes_no_gradient(quantized_model: Make, packed_batch: 
         assert torch.equal(gradient, results[0][1][name]), name
 
 
+@pytest.mark.slow
 def test_ten_steps_train_as_peft_with_torchs_adamw(
     quantized_model: Make, packed_batch: Make, foreign_architecture: str
 ) -> None:
