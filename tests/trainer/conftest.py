@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """``with interrupting(5):`` Ctrl-C comes to whatever trains here when its step 5 is done."""
+    from adapterhub.trainer import progress
+
+    @contextmanager
+    def interrupted(at: int) -> Iterator[None]:
+        class Interrupting(progress.PlainProgress):
+            def step(self, done: int, *others: float) -> None:
+                if done == at:
+                    raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(progress, "training_progress", Interrupting)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from adapterhub.trainer.ranks import share
 from adapterhub.trainer.sharding import check_shardable
 
 Run = Callable[..., tuple[int, str, str]]
+Interrupting = Callable[[int], AbstractContextManager[None]]
 EXACT = ("lora.dropout=0", "training.batch_size=8", "training.micro_batch=2", "training.save_every=2")
 
 
@@ -126,23 +128,15 @@ def test_two_processes_train_what_one_does(
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_two_gpus_over_nccl_train_what_one_does_and_one_goes_on_for_two(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsdp: bool
+    run_cli: Run, recipe: Path, tmp_path: Path, interrupting: Interrupting, fsdp: bool
 ) -> None:
-    from adapterhub.trainer import progress
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
-
     whole, pair, resumed = tmp_path / "whole", tmp_path / "pair", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole, *sets(*EXACT))[0] == 0
     done = launch(recipe, pair, "--json", *sets(*EXACT), fsdp=fsdp, gpus="0,1")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == "tiny-counts"
     assert_equal_runs(whole, pair, rel=2e-2)  # one GPU takes the fast path, in other bf16 sums
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", resumed, *sets(*EXACT))[0] == 130
     done = launch(recipe, resumed, "--resume", *sets(*EXACT), fsdp=fsdp, gpus="0,1")
     assert done.returncode == 0, done.stderr
@@ -153,19 +147,11 @@ def test_two_gpus_over_nccl_train_what_one_does_and_one_goes_on_for_two(
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_a_stopped_run_goes_on_with_another_number_of_processes(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsdp: bool
+    run_cli: Run, recipe: Path, tmp_path: Path, interrupting: Interrupting, fsdp: bool
 ) -> None:
-    from adapterhub.trainer import progress
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
-
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole, *sets(*EXACT))[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", resumed, *sets(*EXACT))[0] == 130
     done = launch(recipe, resumed, "--resume", *sets(*EXACT), fsdp=fsdp)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from adapterhub.packaging.evidence import CURVE, LEDGER
 from adapterhub.trainer.checkpoints import run_folder
 
 Run = Callable[..., tuple[int, str, str]]
+Interrupting = Callable[[int], AbstractContextManager[None]]
 
 
 def adapter_bytes(release: Path) -> bytes:
@@ -90,20 +92,12 @@ def test_the_recipe_in_a_manifest_trains_the_same_adapter_again(
 
 @pytest.mark.parametrize("stop_at", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_interrupted_at_any_step_resumes_to_the_same_bytes(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    run_cli: Run, recipe: Path, tmp_path: Path, interrupting: Interrupting, stop_at: int
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole)[0] == 0
 
-    from adapterhub.trainer import progress
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == stop_at:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(stop_at):
         code, _, stderr = run_cli("train", recipe, "--out", resumed)
     assert code == 130
     assert "--resume" in stderr
@@ -145,18 +139,10 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bytes(
 
 
 @pytest.fixture
-def interrupted(run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def interrupted(run_cli: Run, recipe: Path, tmp_path: Path, interrupting: Interrupting) -> Path:
     """Where a run was going that was interrupted in step 5, after the checkpoint of step 3."""
-    from adapterhub.trainer import progress
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
-
     out = tmp_path / "interrupted"
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", out)[0] == 130
     return out
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from adapterhub import load_adapter
 from adapterhub.packaging.evidence import CURVE, LEDGER
-from adapterhub.trainer import plan, progress, settings
+from adapterhub.trainer import plan, settings
 
 pytestmark = pytest.mark.gpu
 
 Run = Callable[..., tuple[int, str, str]]
+Interrupting = Callable[[int], AbstractContextManager[None]]
 FIXED = ("--set", "lora.dropout=0")
 
 
@@ -51,20 +53,14 @@ def test_an_interrupted_run_goes_on_and_its_adapter_loads(
     recipe: Path,
     tmp_path: Path,
     tiny_base: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    interrupting: Interrupting,
     optimizer: str,
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     settings = (*FIXED, "--set", f"training.optimizer={optimizer}")
     assert run_cli("train", recipe, "--out", whole, *settings)[0] == 0
 
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", resumed, *settings)[0] == 130
     code, _, stderr = run_cli("train", recipe, "--out", resumed, *settings, "--resume")
     assert code == 0, stderr
@@ -86,20 +82,20 @@ def test_an_interrupted_run_goes_on_and_its_adapter_loads(
     ("before", "after"), [("fast", "plain"), ("plain", "fast"), ("fast", "linears"), ("linears", "plain")]
 )
 def test_a_run_goes_on_under_another_engine(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+    run_cli: Run,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupting: Interrupting,
+    before: str,
+    after: str,
 ) -> None:
     """As it must when it goes on with more GPUs, which have the plain engine."""
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole, *FIXED)[0] == 0
     choose(monkeypatch, before)
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", resumed, *FIXED)[0] == 130
     choose(monkeypatch, after)
     code, _, stderr = run_cli("train", recipe, "--out", resumed, *FIXED, "--resume")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from adapterhub import load_adapter
 from adapterhub.packaging.adapter import read_adapter
 
 Run = Callable[..., tuple[int, str, str]]
+Interrupting = Callable[[int], AbstractContextManager[None]]
 TEXT = [1, 17, 40, 5, 99, 230, 7, 61, 12, 3]
 
 
@@ -162,20 +164,12 @@ def test_of_new_tokens_only_their_rows_are_released(
     "settings", [["lora.dora=true", *TOKENS], SLOW_VARIANTS["pissa"], ["lora.init=loftq"]]
 )
 def test_a_variant_interrupted_resumes_to_the_same_bytes(
-    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+    run_cli: Run, recipe: Path, tmp_path: Path, interrupting: Interrupting, settings: list[str]
 ) -> None:
-    from adapterhub.trainer import progress
-
-    class Interrupting(progress.PlainProgress):
-        def step(self, done: int, *others: float) -> None:
-            if done == 5:
-                raise KeyboardInterrupt
-
     arguments = [x for change in settings for x in ("--set", change)]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     assert run_cli("train", recipe, "--out", whole, *arguments)[0] == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "training_progress", Interrupting)
+    with interrupting(5):
         assert run_cli("train", recipe, "--out", resumed, *arguments)[0] == 130
     code, _, stderr = run_cli("train", recipe, "--out", resumed, "--resume", *arguments)
     assert code == 0, stderr
