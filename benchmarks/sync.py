@@ -274,7 +274,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     with running_hub(folder / "hub") as hub, counting_proxy(hub) as (proxy, traffic):
         bench = Bench(folder, hub, proxy, traffic)
         counts = {tool: counted(bench, large, tool) for tool in TOOLS[:2]}
-        timed = {f"no-op {way}": costs for way, costs in nothing_new(bench, large, 5).items()}
+        timed = {f"no-op {way}": costs for way, costs in nothing_new(bench, large, 9).items()}
         for release, label in ((large, f"{options.gigabytes:g} GB"), (many, f"{options.small_files} files")):
             for way, costs in first_push_and_pull(bench, release, options.runs).items():
                 timed[f"first {way}, {label}"] = costs
