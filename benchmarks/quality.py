@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import statistics
 import sys
@@ -74,7 +73,6 @@ class Task:
 
 def main() -> int:
     options = parse()
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # int8: a line a product
     began = time.monotonic()
     task = read_task(options)
     runs = [run for file in options.earlier for run in earlier_runs(file, task)]

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from bitsandbytes import functional as bnb
 from machine import describe_machine
+from merge_speed import HIDDEN, INTERMEDIATE, MODULES, VOCABULARY
 from safetensors.torch import save_file
 
 from adapterhub.load import default_device
@@ -31,16 +32,6 @@ from adapterhub.packaging.manifest import Manifest, Merge
 from adapterhub.packaging.release import Release, new_release
 from adapterhub.packaging.requantize import requantize_release
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 2048, 8192, 32000
-MODULES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN, HIDDEN),
-    "self_attn.v_proj": (HIDDEN, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-}
 LAYERS_A_SHARD = 3
 """About 0.4 GB."""
 FORMATS = ("nf4", "fp4", "int8")

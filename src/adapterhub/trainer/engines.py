@@ -1,4 +1,4 @@
-"""Which of the two engines trains a recipe on a machine, and what keeps a run from the fast one."""
+"""Which of the three engines trains a recipe on a machine, and what keeps a run from the faster ones."""
 
 from __future__ import annotations
 

@@ -60,8 +60,9 @@ def restore(optimizer: torch.optim.Optimizer, model: PeftModel, saved: Any, wher
 
     moments: dict[str, dict[str, Any]] = saved["moments"]
     if isinstance(optimizer, FlatAdamW):
-        names = {id(value): name for name, value in model.named_parameters()}
-        optimizer.load_moments({id_: moments[name] for id_, name in names.items() if name in moments})
+        optimizer.load_moments(
+            {id(value): moments[name] for name, value in model.named_parameters() if name in moments}
+        )
     else:
         _load(optimizer, model, moments)
     for group in optimizer.param_groups:
@@ -75,11 +76,9 @@ def _moments(optimizer: torch.optim.Optimizer, model: PeftModel) -> Iterator[tup
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter) if flat is None else flat.get(id(parameter))
         if state:
-            first, second = (
-                state[theirs] if theirs in state else state[ours]
-                for theirs, ours in zip(_OF_BITSANDBYTES, _MOMENTS, strict=True)
-            )
-            yield name, {"step": int(state["step"]), "exp_avg": first, "exp_avg_sq": second}
+            keys = _OF_BITSANDBYTES if _is_of_bitsandbytes(optimizer) else _MOMENTS
+            moments = {ours: state[key] for ours, key in zip(_MOMENTS, keys, strict=True)}
+            yield name, {"step": int(state["step"]), **moments}
 
 
 def _load(optimizer: torch.optim.Optimizer, model: PeftModel, moments: dict[str, dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import CLOSE, assert_equal_gradients, fast_gradients, plain_gradients, trained
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -24,9 +25,6 @@ from adapterhub.trainer.shapes import shape_of
 
 Make = Callable[..., Any]
 
-# fp32 keeps 24 bits (2⁻²⁴ ≈ 6e-8 a rounding). Gradients here are sums of up to 500 terms taken in another
-# order, through three layers: some 1500 roundings, 1500 · 6e-8 ≈ 1e-4 of the largest term at the worst.
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 RECIPE = Recipe.from_dict({"name": "r", "base": "b", "data": {"train": "t"}}, Path())
 
 
@@ -38,38 +36,11 @@ def install(model: Any, chosen: Setting | None = None) -> FastPath:
     return install_blocks(model.get_base_model(), chosen or setting(), torch.float32, torch.device("cpu"))
 
 
-def trained(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def plain_gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
-    loss = model(**inputs, use_cache=False).loss
-    loss.backward()
-    return loss.detach(), {name: parameter.grad for name, parameter in trained(model).items()}
-
-
-def fast_gradients(
-    model: Any, fast: FastPath, inputs: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    loss = model(**FastPath.prepare(inputs)).loss
-    loss.backward()
-    found = {name: fast.flat.gradient_view(parameter).clone() for name, parameter in trained(model).items()}
-    fast.flat.gradient.zero_()
-    return loss.detach(), found
-
-
 def fast_loss(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     loss = model(**FastPath.prepare(inputs)).loss
     loss.backward()
     detached: torch.Tensor = loss.detach()
     return detached
-
-
-def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
-        assert gradient.abs().max() > 0
 
 
 def test_loss_and_gradients_are_those_of_peft(

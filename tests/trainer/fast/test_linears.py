@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import CLOSE, assert_equal_gradients, fast_gradients, plain_gradients, trained
 
 from adapterhub.errors import TrainingError
 from adapterhub.packaging.manifest import Hardware
@@ -21,8 +22,6 @@ from adapterhub.trainer.shapes import shape_of
 
 Make = Callable[..., Any]
 
-# As in test_install: some 1500 roundings of fp32, 6e-8 each.
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 SETTING = Setting(2, "adamw", "linears")
 RECIPE = Recipe.from_dict(
     {
@@ -39,37 +38,14 @@ def install(model: Any, dtype: torch.dtype = torch.float32) -> LinearsPath:
     return install_linears(model.get_base_model(), SETTING, dtype, torch.device("cpu"))
 
 
-def trained(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def plain_gradients(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
-    loss = model(**inputs, use_cache=False).loss
-    loss.backward()
-    return loss.detach(), {name: parameter.grad for name, parameter in trained(model).items()}
-
-
-def our_gradients(
-    model: Any, path: LinearsPath, inputs: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    loss = model(**path.prepare(inputs)).loss
-    loss.backward()
-    found = {name: path.flat.gradient_view(parameter).clone() for name, parameter in trained(model).items()}
-    path.flat.gradient.zero_()
-    return loss.detach(), found
-
-
 def test_loss_and_gradients_are_those_of_peft(
     quantized_model: Make, packed_batch: Make, foreign_architecture: str
 ) -> None:
     model, inputs = quantized_model(foreign_architecture), packed_batch()
     loss, expected = plain_gradients(model, inputs)
-    our_loss, gradients = our_gradients(model, install(model), inputs)
+    our_loss, gradients = fast_gradients(model, install(model), inputs)
     torch.testing.assert_close(our_loss, loss, **CLOSE)
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
-        assert gradient.abs().max() > 0
+    assert_equal_gradients(gradients, expected)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["down_proj"]])
@@ -78,7 +54,7 @@ def test_any_choice_of_modules_may_be_adapted(
 ) -> None:
     model, inputs = quantized_model("gemma2", targets=targets, rank=3), packed_batch()
     _, expected = plain_gradients(model, inputs)
-    _, gradients = our_gradients(model, install(model), inputs)
+    _, gradients = fast_gradients(model, install(model), inputs)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], **CLOSE)
 
@@ -93,7 +69,7 @@ def test_recomputation_changes_no_gradient(quantized_model: Make, packed_batch: 
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(7)
-        results.append(our_gradients(model, path, packed_batch()))
+        results.append(fast_gradients(model, path, packed_batch()))
     assert torch.equal(results[0][0], results[1][0])
     for name, gradient in results[1][1].items():
         assert torch.equal(gradient, results[0][1][name]), name
