@@ -106,22 +106,25 @@ def check_refittable(adapter: Adapter) -> None:
 def refit_layers(
     adapter: Adapter, old: Variant, new: Variant, moments: Mapping[str, torch.Tensor], layers: list[str]
 ) -> Iterator[Fit]:
-    """New factors for each of ``layers``, one layer in memory at a time.
+    """New factors for each of ``layers``, on the CPU; one layer in memory at a time.
 
-    ``moments`` are E[x·xᵀ] of a layer's inputs (in, in) by name; a layer without one counts every weight
-    alike. Raises ReleaseError when a weight is not a finite number.
+    ``moments`` are E[x·xᵀ] of a layer's inputs (in, in) by name, and a layer is fitted on the device of its
+    own; a layer without one counts every weight alike. Raises ReleaseError when a weight is not a finite
+    number.
     """
     import torch
 
     for layer in layers:
         pair = adapter.pairs[layer]
-        a, b = adapter.load_pair(layer)
-        before, after = old.weight(layer), new.weight(layer)
+        moment = moments.get(layer)
+        device = "cpu" if moment is None else moment.device
+        a, b = (factor.to(device) for factor in adapter.load_pair(layer))
+        before, after = (variant.weight(layer).to(device) for variant in (old, new))
         wanted = torch.addmm(before, b, a, alpha=pair.scale)
         missing = wanted - after
         if not torch.isfinite(missing).all():
             raise ReleaseError(f"{layer!r} holds NaN or infinite values", "verify both bases")
-        root = root_of_moment(moments[layer]) if layer in moments else None
+        root = None if moment is None else root_of_moment(moment)
         if root is None:
             new_b, new_a = nearest_of_rank(missing, pair.rank)
         else:
@@ -136,7 +139,8 @@ def refit_layers(
         share = math.sqrt(abs(pair.scale))
         if share == 0:
             raise ReleaseError(f"{adapter.folder}: the scale of {layer!r} is 0", "train it with an alpha")
-        yield Fit(new_a / share, new_b * (math.copysign(1, pair.scale) / share), report)
+        new_a, new_b = new_a / share, new_b * (math.copysign(1, pair.scale) / share)
+        yield Fit(new_a.cpu(), new_b.cpu(), report)
 
 
 def _norm(matrix: torch.Tensor, root: torch.Tensor | None) -> float:
