@@ -18,7 +18,7 @@ from adapterhub.errors import RecipeError, TrainingError
 from adapterhub.packaging.manifest import Hardware
 from adapterhub.trainer.hardware import described_gpu, detect_hardware, parse_size
 from adapterhub.trainer.ledger import GIB, ledger
-from adapterhub.trainer.plan import plan, plan_for
+from adapterhub.trainer.plan import plan, plan_for, plan_with_less
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape, shape_of
 
@@ -184,6 +184,26 @@ def test_length_and_rank_give_together_what_neither_gives_alone() -> None:
     for alone in ("data.max_length=1024", "lora.rank=32"):
         changed = recipe("data.max_length=8192", "lora.rank=256", alone)
         assert not plan(shape("7b"), changed, described_gpu(6 * GIB)).fits
+
+
+def test_after_an_out_of_memory_less_is_planned_until_nothing_is_left_to_give() -> None:
+    """Also where a run needs less than the reserve of a large card."""
+    small = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    model, gpu = shape_of({**small, "num_attention_heads": 4}), described_gpu(141 * GIB)
+    long = recipe("data.max_length=4096")
+    current, peaks, refusal = plan(model, long, gpu), [], None
+    assert current.predicted_peak_bytes < current.reserve_bytes
+    while refusal is None and len(peaks) < 200:
+        peaks.append(current.predicted_peak_bytes)
+        try:
+            current = plan_with_less(current, long)
+        except TrainingError as err:
+            refusal = err
+        assert current.hardware == gpu
+    assert refusal is not None
+    assert "at the least" in str(refusal)
+    assert len(peaks) > 1
+    assert peaks == sorted(set(peaks), reverse=True)
 
 
 def test_a_device_that_is_said_to_be_large_enough_is() -> None:

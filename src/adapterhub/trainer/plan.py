@@ -112,6 +112,22 @@ def plan_for(recipe: Recipe, shape: ModelShape, hardware: Hardware, shards: int 
     return made
 
 
+def plan_with_less(current: Plan, recipe: Recipe) -> Plan:
+    """The best plan that needs noticeably less than ``current``, which did not fit after all.
+
+    Raises TrainingError saying what would have to give when there is none.
+    """
+    needed = current.predicted_peak_bytes - current.ledger.reclaimable_bytes
+    # Of a tiny run on a large card the reserve may be more than all that it needs.
+    less = min(default_reserve(current.hardware), needed // 10) if current.hardware.device == "cuda" else 1
+    memory = max(1, needed + current.reserve_bytes - less)
+    smaller = current.hardware.model_copy(update={"memory_bytes": memory})
+    made = plan(current.shape, recipe, smaller, current.reserve_bytes)
+    if not made.fits:
+        raise does_not_fit(made)
+    return replace(made, hardware=current.hardware)
+
+
 def does_not_fit(made: Plan) -> TrainingError:
     """The error for a plan that does not fit: how much is missing, and what would have to give."""
     memory, reserve = made.hardware.memory_bytes, made.reserve_bytes

@@ -25,7 +25,7 @@ from adapterhub.trainer.data import Row, rows_digest
 from adapterhub.trainer.examples import Examples, encode_rows
 from adapterhub.trainer.memory import first_line, is_out_of_memory
 from adapterhub.trainer.packing import PackedRow, pack
-from adapterhub.trainer.plan import Plan, default_reserve, does_not_fit, plan
+from adapterhub.trainer.plan import Plan, plan_with_less
 from adapterhub.trainer.progress import TrainingProgress
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.sealing import Origin, measured_ledger, measured_peak, seal, training_curve
@@ -219,7 +219,7 @@ def _train_until_it_fits(
         misses.append(_miss(run, current, ended))
         checkpoint = ended.checkpoint
         _let_go(run.hardware)
-        current = _plan_with_less(run, current)
+        current = plan_with_less(current, run.recipe)
         say(
             f"out of memory {ended.where}, though {misses[-1].predicted_peak_bytes / 2**30:.1f} GiB were "
             f"predicted; going on with micro-batches of {current.micro_batch} and "
@@ -336,20 +336,6 @@ def _miss(run: _Run, current: Plan, ended: _OutOfMemory) -> LedgerMiss:
         layers_recomputed=current.setting.recompute_all,
         message=ended.message,
     )
-
-
-def _plan_with_less(run: _Run, current: Plan) -> Plan:
-    """The best plan that needs noticeably less than ``current``, which did not fit after all.
-
-    Raises TrainingError saying what would have to give when there is none.
-    """
-    step = default_reserve(run.hardware) if run.hardware.device == "cuda" else 1
-    needed = current.predicted_peak_bytes - current.ledger.reclaimable_bytes
-    smaller = run.hardware.model_copy(update={"memory_bytes": max(1, needed + current.reserve_bytes - step)})
-    made = plan(current.shape, run.recipe, smaller, current.reserve_bytes)
-    if not made.fits:
-        raise does_not_fit(made)
-    return replace(made, hardware=run.hardware)
 
 
 @contextmanager
