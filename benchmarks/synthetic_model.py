@@ -1,4 +1,4 @@
-"""LLaMA models of any size with random weights, made in 4 bits where they are to run.
+"""LLaMA models of any size, and two of Gemma's, with random weights, made in 4 bits where they are to run.
 
 No 16-bit checkpoint ever exists: every linear is given random NF4 codes and doubly quantized scales as
 bitsandbytes lays them out, so that a 65B takes 35 GB and seconds. Speed and memory do not depend on what the
@@ -23,13 +23,46 @@ SIZES = {
     "65B": (8192, 80, 64, 22016),
     "tiny": (256, 3, 4, 512),
 }
+# What their published config.json says (Riviere et al. 2024, Gemma 3 report 2025): no hand-written layers.
+GEMMAS: dict[str, dict[str, Any]] = {
+    "Gemma 2 9B": {
+        "model_type": "gemma2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "intermediate_size": 14336,
+        "vocab_size": 256000,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "Gemma 3 1B": {
+        "model_type": "gemma3_text",
+        "hidden_size": 1152,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 6912,
+        "vocab_size": 262144,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 512,
+    },
+}
+MODELS = (*SIZES, *GEMMAS)
 _BLOCK = 64
 _SCALE_BLOCK = 256
 _SPREAD = 0.02
 
 
 def config_of(size: str) -> dict[str, Any]:
-    """config.json's content for one of ``SIZES``."""
+    """config.json's content for one of ``MODELS``."""
+    if size in GEMMAS:
+        both = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+        return {**GEMMAS[size], **both, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     hidden, layers, heads, intermediate = SIZES[size]
     return {
         "model_type": "llama",
@@ -49,27 +82,24 @@ def config_of(size: str) -> dict[str, Any]:
 
 
 def shape_of_size(size: str) -> ModelShape:
-    """The planner's shape for one of ``SIZES``."""
+    """The planner's shape for one of ``MODELS``."""
     from adapterhub.trainer.shapes import shape_of
 
     return shape_of(config_of(size))
 
 
-def synthetic_llama(size: str, device: torch.device) -> Any:
-    """A transformers ``LlamaForCausalLM`` on ``device``: linears in NF4, the rest in bf16, all frozen.
+def synthetic_model(size: str, device: torch.device) -> Any:
+    """A causal model of transformers on ``device``: linears in NF4, the rest in bf16, all frozen.
 
     The same weights for the same size and device, whoever asks.
     """
     from bitsandbytes.nn import Linear4bit
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = config_of(size)
-    config = LlamaConfig(**{key: value for key, value in settings.items() if key != "model_type"})
-    config._attn_implementation = "sdpa"
+    config = AutoConfig.for_model(**config_of(size))
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             with torch.device("meta"):
@@ -87,8 +117,11 @@ def synthetic_llama(size: str, device: torch.device) -> Any:
             if "norm" not in name:
                 value.normal_(std=_SPREAD)
             setattr(model.get_submodule(parent), child, torch.nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
     with device:
-        model.model.rotary_emb = LlamaRotaryEmbedding(config=config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    if size in GEMMAS:  # its embeddings are multiplied by a number that is kept as a buffer
+        model.model.embed_tokens.embed_scale = torch.tensor(config.hidden_size**0.5, device=device)
     model.is_loaded_in_4bit = True
     return model
 

@@ -1,7 +1,6 @@
-"""Training speed of adapterhub's fast path beside plain transformers + peft and Unsloth, under one memory
-cap.
+"""Training speed of adapterhub beside plain transformers + peft and Unsloth, under one memory cap.
 
-Synthetic LLaMA weights, the same for all, in NF4 with doubly quantized scales; rank 64 on every linear; steps
+Synthetic weights, the same for all, in NF4 with doubly quantized scales; rank 64 on every linear; steps
 of 16 rows; torch's allocator capped. Each stack runs in a process of its own, tries its settings in turn and
 is judged by its best that fits. Needs a CUDA device::
 
@@ -26,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from synthetic_model import SIZES, shape_of_size
+from synthetic_model import MODELS, shape_of_size
 from train_stacks import Job
 
 # What was the fastest of each stack, by model and length; what does not fit is said and passed over.
@@ -35,6 +34,8 @@ PEFT: dict[str, list[dict[str, Any]]] = {
     "13B": [{"micro_batch": 1, "recompute": False}, {"micro_batch": 8, "recompute": True}],
     "33B": [{"micro_batch": 4, "recompute": True}, {"micro_batch": 2, "recompute": True}],
     "65B": [{"micro_batch": rows, "recompute": True, "optimizer": "paged_adamw_8bit"} for rows in (2, 1)],
+    "Gemma 2 9B": [{"micro_batch": 2, "recompute": True}],
+    "Gemma 3 1B": [{"micro_batch": 2, "recompute": False}, {"micro_batch": 4, "recompute": True}],
 }
 UNSLOTH: dict[str, list[dict[str, Any]]] = {
     "7B": [{"micro_batch": 4, "recompute": False}, {"micro_batch": 8, "recompute": "unsloth"}],
@@ -63,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=list(SIZES), default="7B")
+    parser.add_argument("--model", choices=MODELS, default="7B")
     parser.add_argument("--length", type=int, default=2048, help="tokens a row")
     parser.add_argument("--documents", type=int, default=1, help="sequences a row, of equal length")
     parser.add_argument(
@@ -71,6 +72,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--setting", action="append", default=[], help="another of ours, like 4,adamw,0,8,1,2"
+    )
+    parser.add_argument(
+        "--engine", choices=["fast", "linears"], help="ours: for --setting, in place of the planner's"
     )
     parser.add_argument("--no-plan", action="store_true", help="ours: only what --setting gives")
     parser.add_argument("--unsloth-python", default=sys.executable)
@@ -113,7 +117,9 @@ def run_stack(stack: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def settings_of(stack: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if stack == "ours":
-        return ([] if options.no_plan else [{"plan": True}]) + [our_setting(text) for text in options.setting]
+        engine = {"engine": options.engine} if options.engine else {}
+        given = [{**our_setting(text), **engine} for text in options.setting]
+        return given if options.no_plan else [{"plan": True}, *given]
     settings = (PEFT if stack == "peft" else UNSLOTH).get(
         options.model, [{"micro_batch": 2, "recompute": True}]
     )

@@ -33,7 +33,7 @@ class Job:
     stack: str
     """``ours``, ``peft`` or ``unsloth``."""
     size: str
-    """A key of ``synthetic_model.SIZES``."""
+    """One of ``synthetic_model.MODELS``."""
     length: int
     """Tokens a row."""
     documents: int
@@ -177,13 +177,14 @@ def timed(
 
 
 def build_ours(job: Job, setting: dict[str, Any], device: Any) -> Stack:
-    """The fast path with the planner's setting for a card of the cap's size, or the setting given."""
+    """The planner's engine and setting for a card of the cap's size, or the setting given."""
     import torch
-    from synthetic_model import shape_of_size, synthetic_llama
+    from synthetic_model import shape_of_size, synthetic_model
 
     from adapterhub.packaging.manifest import Hardware
     from adapterhub.trainer.activations import Setting
-    from adapterhub.trainer.fast.install import FastPath, install_blocks
+    from adapterhub.trainer.engines import engine_for
+    from adapterhub.trainer.fast.install import FastPath, LinearsPath, install_blocks, install_linears
     from adapterhub.trainer.ledger import ledger
     from adapterhub.trainer.plan import plan
     from adapterhub.trainer.recipe import Recipe
@@ -195,15 +196,19 @@ def build_ours(job: Job, setting: dict[str, Any], device: Any) -> Stack:
     }  # fmt: skip
     recipe = Recipe.from_dict(content, Path())
     shape = shape_of_size(job.size)
-    chosen = (
-        plan(shape, recipe, hardware).setting if setting.get("plan") else Setting(engine="fast", **setting)
-    )
-    model = with_adapter(synthetic_llama(job.size, device), device)
-    fast = install_blocks(model.get_base_model(), chosen, torch.bfloat16, device)
+    if setting.get("plan"):
+        chosen = plan(shape, recipe, hardware).setting
+    else:
+        chosen = Setting(**{"engine": engine_for(shape, recipe, hardware), **setting})
+    model = with_adapter(synthetic_model(job.size, device), device)
+    if chosen.engine == "linears" and chosen.recompute_all:  # of transformers' layers, by transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    install, path = (install_blocks, FastPath) if chosen.engine == "fast" else (install_linears, LinearsPath)
+    fast = install(model.get_base_model(), chosen, torch.bfloat16, device)
     optimizer = fast.optimizer(recipe, chosen)
     return Stack(
         setting=vars(chosen),
-        prepare=FastPath.prepare,
+        prepare=path.prepare,
         loss=lambda batch: model(**batch).loss,
         step=optimizer.step,
         precision=nullcontext,
@@ -214,9 +219,9 @@ def build_ours(job: Job, setting: dict[str, Any], device: Any) -> Stack:
 def build_peft(job: Job, setting: dict[str, Any], device: Any) -> Stack:
     """transformers and peft as they are, adapters in bf16, which is their fastest."""
     import torch
-    from synthetic_model import synthetic_llama
+    from synthetic_model import synthetic_model
 
-    model = with_adapter(synthetic_llama(job.size, device), device)
+    model = with_adapter(synthetic_model(job.size, device), device)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -232,13 +237,13 @@ def build_unsloth(job: Job, setting: dict[str, Any], device: Any) -> Stack:
     """
     import torch
     import unsloth.models.llama as patched
-    from synthetic_model import synthetic_llama
+    from synthetic_model import synthetic_model
     from unsloth import FastLanguageModel
 
     class Synthetic:
         @staticmethod
         def from_pretrained(*_: Any, **__: Any) -> Any:
-            return synthetic_llama(job.size, device)
+            return synthetic_model(job.size, device)
 
     loader, patched.AutoModelForCausalLM = patched.AutoModelForCausalLM, Synthetic
     try:

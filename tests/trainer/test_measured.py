@@ -21,7 +21,7 @@ CAP = Hardware(device="cuda", name="NVIDIA H200", memory_bytes=48 * GIB)
 
 def measured() -> list[dict[str, Any]]:
     lines = []
-    for name in ("ledger_accuracy", "train_speed"):
+    for name in ("ledger_accuracy", "train_speed", "train_speed_linears"):
         results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))["results"]
         lines += [line for line in results if line["stack"] == "ours" and "peak_reserved_bytes" in line]
     return lines
@@ -63,7 +63,7 @@ def test_each_measured_peak_is_predicted_within_3_percent(line: dict[str, Any], 
 
 
 def test_every_size_was_measured() -> None:
-    assert {line["size"] for line in measured()} >= {"7B", "13B", "33B", "65B"}
+    assert {line["size"] for line in measured()} >= {"7B", "13B", "33B", "65B", "Gemma 2 9B", "Gemma 3 1B"}
     assert len(measured()) >= 12
 
 

@@ -20,10 +20,9 @@ from adapterhub.trainer.activations import (
     element_of,
     fast_activations,
     kept_bytes,
-    linears_activations,
-    plain_activations,
 )
 from adapterhub.trainer.activations import ledger_part as _part
+from adapterhub.trainer.layer_activations import linears_activations, plain_activations
 from adapterhub.trainer.placement import adapter_weights, place_adapter, token_weights
 from adapterhub.trainer.recipe import Recipe
 from adapterhub.trainer.shapes import ModelShape
