@@ -223,6 +223,8 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[LAYERS, 2 * LAYERS])
     options = parser.parse_args()
     machine = describe_machine("adapterhub", "torch", "peft", "transformers", "bitsandbytes")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         depths = [run_all(Path(folder), layers, options.repeats) for layers in options.depths]
     result = {
