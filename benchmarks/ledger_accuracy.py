@@ -64,7 +64,8 @@ def main() -> int:
 
 def measure(size: str, limit: float) -> list[dict[str, Any]]:
     length, settings = SETTINGS[size]
-    job = Job("ours", size, length, DOCUMENTS, [our_setting(text) for text in settings], 48 * 2**30, 0.0, False)
+    asked = [our_setting(text) for text in settings]
+    job = Job("ours", size, length, DOCUMENTS, asked, 48 * 2**30, 0.0, False)
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
         wanted, measured = Path(folder, "job.json"), Path(folder, "results.jsonl")
