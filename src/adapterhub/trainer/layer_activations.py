@@ -64,8 +64,8 @@ def _linears_layer_bytes(shape: ModelShape, recipe: Recipe) -> list[int]:
 
     The activation keeps gate, its value and up; attention keeps query, key and value with the key-value heads
     repeated (one head is not copied for that), and its mask in bf16 and log-sum-exp (or, where it soft-caps,
-    its scores); each norm keeps its input in fp32; each product keeps its input, those that share one once.
-    Attention's output is such an input.
+    its scores); each norm keeps its input in fp32; each adapted product keeps its input, those that share one
+    once. Attention that does not soft-cap keeps its output, too: the last product's input, adapted or not.
     """
     repeated = shape.heads if shape.kv_heads > 1 or shape.softcap else 1
     attention = 2 * (shape.heads + 2 * repeated) * shape.head_dim
@@ -73,14 +73,16 @@ def _linears_layer_bytes(shape: ModelShape, recipe: Recipe) -> list[int]:
         attention += _SCORE * shape.heads * recipe.data.max_length
     else:
         attention += 2 * recipe.data.max_length + 4 * shape.heads
+    output = {} if shape.softcap else {"o_proj": 2 * shape.heads * shape.head_dim}
     inputs: dict[int, dict[str, int]] = {}
     for placed in place_adapter(shape, recipe.lora):
         if placed.layer is not None:
-            inputs.setdefault(placed.layer, {})[input_of(placed.linear)] = 2 * placed.linear.inputs
+            inputs.setdefault(placed.layer, {**output})[input_of(placed.linear)] = 2 * placed.linear.inputs
     each = 2 * 3 * shape.intermediate + attention + 4 * shape.normed_features
     first = min(inputs, default=0)  # below the first adapted layer nothing has a gradient
     return [
-        each + sum(inputs.get(layer, {}).values()) if layer >= first else 0 for layer in range(shape.layers)
+        each + sum(inputs.get(layer, output).values()) if layer >= first else 0
+        for layer in range(shape.layers)
     ]
 
 

@@ -117,9 +117,14 @@ def test_without_it_the_model_is_pefts_again(quantized_model: Make, packed_batch
     assert all(gradient is not None for gradient in gradients.values())
 
 
-def test_the_ledger_counts_what_autograd_saves(quantized_model: Make, foreign_architecture: str) -> None:
+@pytest.mark.parametrize(
+    "targets", ["all-linear", ["q_proj", "k_proj", "v_proj", "up_proj"]], ids=["all", "some"]
+)
+def test_the_ledger_counts_what_autograd_saves(
+    quantized_model: Make, foreign_architecture: str, targets: str | list[str]
+) -> None:
     """In bf16, by every tensor that is handed to autograd in one pass over a row of 256 tokens."""
-    model = quantized_model(foreign_architecture, dtype=torch.bfloat16)
+    model = quantized_model(foreign_architecture, dtype=torch.bfloat16, targets=targets)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     path = install(model, torch.bfloat16)
     kept: dict[int, torch.UntypedStorage] = {}
@@ -136,7 +141,13 @@ def test_the_ledger_counts_what_autograd_saves(quantized_model: Make, foreign_ar
         model(**path.prepare({"input_ids": ids, "labels": ids, "position_ids": positions})).loss.backward()
     shape = shape_of(model.get_base_model().config.to_dict())
     wanted = Recipe.from_dict(
-        {"name": "r", "base": "b", "data": {"train": "t", "max_length": 256}, "lora": {"rank": 4}}, Path()
+        {
+            "name": "r",
+            "base": "b",
+            "data": {"train": "t", "max_length": 256},
+            "lora": {"rank": 4, "target_modules": targets},
+        },
+        Path(),
     )
     card = Hardware(device="cuda", name="a GPU", memory_bytes=2**34)
     found = ledger(shape, wanted, card, replace(SETTING, micro_batch=1))
