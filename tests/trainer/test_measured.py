@@ -21,7 +21,7 @@ CAP = Hardware(device="cuda", name="NVIDIA H200", memory_bytes=48 * GIB)
 
 def measured() -> list[dict[str, Any]]:
     lines = []
-    for name in ("ledger_accuracy", "train_speed", "train_speed_linears"):
+    for name in ("ledger_accuracy", "train_speed", "train_speed_linears", "train_speed_kept_weights"):
         results = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))["results"]
         lines += [line for line in results if line["stack"] == "ours" and "peak_reserved_bytes" in line]
     return lines

@@ -408,6 +408,7 @@ IN_16_BITS = ["--set", "training.micro_batch=auto", "--set", "lora.dropout=0", "
         (0, "OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB"),
         (4, "OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB"),
         (4, "RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        (4, "RuntimeError", "Triton Error [CUDA]: out of memory"),
         (4, "MemoryError", ""),
     ],
 )

@@ -173,4 +173,3 @@ def test_a_card_that_has_less_than_it_said_is_planned_for_anew(
     ledger = json.loads((squeezed / LEDGER).read_bytes())
     assert ledger["misses"][0]["step"] == 0
     assert ledger["misses"][0]["predicted_peak_bytes"] > 0.6 * peak
-    assert ledger["measured_peak_bytes"] < 0.6 * peak + 2**30  # the context is not torch's

@@ -55,7 +55,7 @@ def prepare_run(out: Path, identity: dict[str, Any], *, resume: bool) -> Path | 
     """
     folder = run_folder(out)
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    finished = [checkpoint for checkpoint in _checkpoints(folder) if (checkpoint / _COMPLETE).is_file()]
+    finished = [checkpoint for checkpoint in _checkpoints(folder) if is_complete(checkpoint)]
     if finished and not resume:
         raise TrainingError(
             f"{folder} holds an unfinished run", "go on with --resume, or remove that folder to begin again"
@@ -83,6 +83,11 @@ def mark_complete(checkpoint: Path) -> None:
                 os.fsync(file.fileno())
         fsync_folder(Path(root))
     write_atomic(checkpoint / _COMPLETE, b"")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether ``checkpoint`` is there and was finished."""
+    return (checkpoint / _COMPLETE).is_file()
 
 
 def _check_identity(folder: Path, digest: str, identity: dict[str, Any]) -> None:

@@ -40,13 +40,15 @@ def linears_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> 
         tokens * (2 * pair * recipe.data.max_length + 2 * 2 * 2 * shape.head_dim),
         f"two masks of {pair} B a pair of tokens, two tables of rotary angles",
     )
+    in_float32 = recipe.quantization is not None and recipe.quantization.compute_dtype == "float32"
+    width = 4 if in_float32 else 2
     again = max(by_layer) if setting.recompute_all else 0
-    working = again + max(0, _mlp_working(shape, tokens), _attention_working(shape, recipe, tokens))
+    working = again + max(0, _mlp_working(shape, recipe, tokens), _attention_working(shape, recipe, tokens))
     yield ledger_part("working set", working, "one layer's gradients, and what is computed again for them")
     yield ledger_part(
         "dequantized weight",
-        2 * 2 * shape.largest_linear,
-        "the largest linear's, 2 B a weight; and as much again, measured",
+        2 * width * shape.largest_linear,
+        f"the largest linear's, {width} B a weight; and as much again, measured",
     )
     chunk = min(tokens, LOSS_CHUNK)
     copies = 4 if shape.softcap else 2  # capping keeps its tanh and works on copies
@@ -86,11 +88,17 @@ def _linears_layer_bytes(shape: ModelShape, recipe: Recipe) -> list[int]:
     ]
 
 
-def _mlp_working(shape: ModelShape, tokens: int) -> int:
+def _mlp_working(shape: ModelShape, recipe: Recipe, tokens: int) -> int:
     """Bytes in the backward of a layer's MLP: the product's gradient and those of its two factors, less the
-    product itself and what a norm after it kept, which are given up before; and the residual's.
+    product itself and what a norm after it kept, which are given up before; and the residual's. Not
+    measured: what masks of dropout and copies in float32 add.
     """
-    return tokens * (2 * (2 * shape.intermediate + shape.hidden) - 4 * _norms_after(shape) * shape.hidden)
+    each = 2 * (2 * shape.intermediate + shape.hidden) - 4 * _norms_after(shape) * shape.hidden
+    if recipe.lora.dropout:
+        each += 7 * shape.intermediate  # a mask as it is drawn, compared and scaled
+    if recipe.quantization is not None and recipe.quantization.compute_dtype == "float32":
+        each += 2 * 4 * (shape.intermediate + shape.hidden)  # a product's input and output, or gradients
+    return tokens * each
 
 
 def _attention_working(shape: ModelShape, recipe: Recipe, tokens: int) -> int:

@@ -3,8 +3,8 @@
 ``ledger`` is a pure function of the model's shape, the recipe, the hardware and the planner's setting. Three
 engines are known: ``fast`` (the CUDA path of ``adapterhub.trainer.fast``), ``linears`` (its products and loss
 inside transformers' layers) and ``plain`` (transformers and peft as they are, on the CPU or on CUDA); what
-their passes hold is counted in ``activations``. Notation as in QLoRA: N quantized weights, h hidden,
-i intermediate, V vocabulary, T tokens of a micro-batch, r rank.
+their passes hold is counted in ``activations`` and ``layer_activations``. Notation as in QLoRA: N quantized
+weights, h hidden, i intermediate, V vocabulary, T tokens of a micro-batch, r rank.
 """
 
 from __future__ import annotations

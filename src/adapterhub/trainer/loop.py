@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from adapterhub.errors import TrainingError
 from adapterhub.trainer import ranks
 from adapterhub.trainer.batches import BLANK, StepBatches, StepLoader
-from adapterhub.trainer.checkpoints import mark_complete
+from adapterhub.trainer.checkpoints import is_complete, mark_complete
 from adapterhub.trainer.moments import portable, restore
 from adapterhub.trainer.packing import PackedRow, collate
 from adapterhub.trainer.progress import TrainingProgress
@@ -157,7 +157,7 @@ class AdapterTrainer(Trainer):
         if self.state.global_step == 0:
             return None
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if not folder.is_dir():
+        if not is_complete(folder):
             self._save_checkpoint(self.peft_model, trial=None)
             mark_complete(folder)
         return folder
@@ -225,7 +225,8 @@ class _Watcher(TrainerCallback):
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss is {loss} at step {state.global_step}, the gradient norm {norm}",
-                "lower training.learning_rate or raise training.warmup; --resume has the last checkpoint",
+                "lower training.learning_rate or raise training.warmup, and remove "
+                f"{self._trainer.args.output_dir} to begin again",
             )
         seconds = time.monotonic() - self._began - self._evaluating
         (tokens,) = ranks.total(self._trainer.tokens_seen)

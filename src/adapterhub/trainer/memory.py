@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-# torch's allocator on the CPU, the CUDA driver (pinned memory, kernels' own), and cuBLAS for its workspace.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# torch's allocator on the CPU, the CUDA driver (pinned memory, kernels' own), cuBLAS for its workspace, and
+# Triton as it loads a kernel.
+_WORDS = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+)
 
 
 def is_out_of_memory(err: BaseException) -> bool:

@@ -124,7 +124,11 @@ def plan_with_less(current: Plan, recipe: Recipe) -> Plan:
     smaller = current.hardware.model_copy(update={"memory_bytes": memory})
     made = plan(current.shape, recipe, smaller, current.reserve_bytes)
     if not made.fits:
-        raise does_not_fit(made)
+        raise TrainingError(
+            f"does not fit: memory ran out at {needed / GIB:.2f} GiB predicted, and no plan needs less; the "
+            f"device has less free than its {current.hardware.memory_bytes / GIB:.2f} GiB",
+            "; or ".join(["end what else uses it", *(remedy.change for remedy in made.remedies)]),
+        )
     return replace(made, hardware=current.hardware)
 
 

@@ -187,6 +187,15 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _quantized_as_transformers_does(self) -> Recipe:
+        if self.quantization is not None and self.quantization.block_size != 64:
+            size = self.quantization.block_size
+            raise ValueError(
+                f"quantization.block_size is {size}: transformers quantizes in blocks of 64 only"
+            )
+        return self
+
     @classmethod
     def read(cls, path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         """Read a YAML recipe and apply ``key.path=value`` overrides (values are YAML).

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from adapterhub.trainer.loop import AdapterTrainer
 
 Say = Callable[[str], None]
+# What a run may go on with otherwise: it changes what fits, and not what is trained.
+_HOW_IT_FITS = ("micro_batch", "gradient_checkpointing")
 # What reading a damaged checkpoint raises, and running out of memory.
 _BROKEN = (EOFError, FileNotFoundError, ValueError, RuntimeError, MemoryError, pickle.UnpicklingError)
 
@@ -124,7 +126,7 @@ def train(
         chat_template=tokenizer.chat_template,
     )
     identity = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"training": set(_HOW_IT_FITS)}),
         "base": lock.digest,
         "data": [dataset.sha256 for dataset in datasets],
     }
@@ -202,6 +204,7 @@ class _OutOfMemory:
     where: str
     """In words, like ``in step 5``."""
     message: str
+    measured_peak_bytes: int
     checkpoint: Path | None
     """What the next attempt goes on from."""
 
@@ -216,7 +219,7 @@ def _train_until_it_fits(
         ended = _attempt(run, current, checkpoint)
         if not isinstance(ended, _OutOfMemory):
             return ended, current, misses
-        misses.append(_miss(run, current, ended))
+        misses.append(_miss(current, ended))
         checkpoint = ended.checkpoint
         _let_go(run.hardware)
         current = plan_with_less(current, run.recipe)
@@ -246,14 +249,27 @@ def _attempt(run: _Run, current: Plan, checkpoint: Path | None) -> AdapterTraine
                 "remove that folder: --resume then takes the checkpoint before it, or begins anew",
             ) from err
         step = trainer.state.global_step if trainer is not None and began else step_of(checkpoint)
+        message, measured = first_line(err), measured_peak(run.hardware)[0]
         where = f"in step {step + 1}" if began else "while the run was set up"
         if ranks.world_size() > 1:  # the others wait inside this step
             raise TrainingError(
                 f"process {ranks.rank()} is out of memory {where}",
                 f"set training.micro_batch below {current.micro_batch} and go on with --resume",
             ) from err
-        kept = trainer.keep_step() if trainer is not None and began else None
-        return _OutOfMemory(step, where, first_line(err), kept or checkpoint)
+    # The exception is gone, and with its traceback what the failed step held: saving takes memory too.
+    _let_go(run.hardware)
+    kept = _keep_step(trainer) if trainer is not None and began else None
+    return _OutOfMemory(step, where, message, measured, kept or checkpoint)
+
+
+def _keep_step(trainer: AdapterTrainer) -> Path | None:
+    """A checkpoint of the last step, or None where there is no memory even for that."""
+    try:
+        return trainer.keep_step()
+    except _BROKEN as err:
+        if not is_out_of_memory(err):
+            raise
+        return None
 
 
 def _let_go(hardware: Hardware) -> None:
@@ -326,12 +342,11 @@ def _fast_path(
     return fast, fast.optimizer(recipe, current.setting)
 
 
-def _miss(run: _Run, current: Plan, ended: _OutOfMemory) -> LedgerMiss:
-    measured, _how = measured_peak(run.hardware)
+def _miss(current: Plan, ended: _OutOfMemory) -> LedgerMiss:
     return LedgerMiss(
         step=ended.step,
         predicted_peak_bytes=current.predicted_peak_bytes,
-        measured_peak_bytes=measured,
+        measured_peak_bytes=ended.measured_peak_bytes,
         micro_batch=current.micro_batch,
         layers_recomputed=current.setting.recompute_all,
         message=ended.message,
