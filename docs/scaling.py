@@ -55,7 +55,7 @@ SEVERAL = """## Two to eight cards with FSDP
 `accelerate launch --use_fsdp --num_processes N -m adapterhub train RECIPE.yaml` at its smallest setting,
 so that a cell says whether it fits at all: micro-batch 1, transformers' own engine, every layer
 recomputed; base, adapter and optimizer divided among the cards, two layers and the embeddings whole on
-each. In each cell: predicted peak of each card in GB. The peaks are **not measured**: that FSDP trains
+each. In each cell: predicted peak of each card in GB. **Not measured**, these peaks: that FSDP trains
 what one process does, and goes on from one GPU to two, was tested on two CPU processes and on two H200
 over NCCL (`tests/trainer/test_distributed.py`), on a small model.
 """

@@ -55,10 +55,10 @@ def test_a_merge_with_text_is_calibrated_and_measured_on_other_rows(
     assert found.delta_survival is not None
     assert found.delta_survival > 0.5
     Release.open(out).check_files()
-    code, printed, _err = run_cli(
-        "fidelity", tiny_release, out, "--text", text, "--base", tiny_base, "--json"
-    )
+    code, printed, err = run_cli("fidelity", tiny_release, out, "--text", text, "--base", tiny_base, "--json")
     again = FidelityEvidence.model_validate_json(printed)
+    assert "codes of" in err  # chosen on this very text: the evidence stays that of other texts
+    assert read_evidence(out, FIDELITY, FidelityEvidence) == found
     assert again.delta_survival == pytest.approx(found.delta_survival)
     assert again.weights_digest == found.weights_digest
 
@@ -209,6 +209,7 @@ def test_without_text_it_says_what_that_loses(
         (("--onto", "original", "--text", "absent.jsonl"), "no such file"),
         (("--onto", "original", "--text", "{text}", "--held-out", "{text}"), "both chosen on and measured"),
         (("--onto", "original", "--no-fidelity", "--held-out", "{text}"), "does not use"),
+        (("--onto", "original", "--text", "{text}", "--max-kl", "nan"), "is no limit"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

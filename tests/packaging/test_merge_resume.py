@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from adapterhub.errors import ReleaseError
+from adapterhub.errors import ReleaseError, TrainingError
 from adapterhub.packaging.merge import merge_adapter
 from adapterhub.packaging.release import Release
 from adapterhub.packaging.staging import resumable_folder, unfinished
@@ -213,3 +213,38 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "out" / "file").read_text() == "first"
     assert unfinished(tmp_path / "out") is None
+
+
+def test_a_release_does_not_go_on_from_what_its_plain_adapter_began(
+    tiny_adapter: Path, tiny_release: Path, sharded: Path, tmp_path: Path
+) -> None:
+    """Its base's digest is looked at, which the plain one's finished shards do not have."""
+    out = tmp_path / "out"
+
+    def stop(done: int, whole: int) -> None:
+        if done > whole // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapter(tiny_adapter, sharded, out, onto="trained", threads=1, progress=stop)
+    assert unfinished(out) is not None
+    report = merge_adapter(
+        tiny_release, sharded, out, onto="trained", allow_base_mismatch="the same weights in other files"
+    )
+    assert report.resumed == 0
+    assert report.release is not None
+    report.release.check_files()
+
+
+@pytest.mark.parametrize("error", [TrainingError("no memory", "end what else runs"), BrokenPipeError()])
+def test_what_is_finished_outlives_what_passes(tmp_path: Path, error: Exception) -> None:
+    """A device without memory for the moment, and a reader of the output that went away."""
+
+    def work(staging: Any) -> None:
+        (staging.folder / "one").write_bytes(b"1")
+        staging.note("one", None, {})
+        raise error
+
+    with pytest.raises(type(error)), resumable_folder(tmp_path / "out", "key") as staging:
+        work(staging)
+    assert unfinished(tmp_path / "out") is not None

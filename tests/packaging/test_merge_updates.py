@@ -306,6 +306,7 @@ LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
     [
         ({"target_modules": ["q_proj", "wq"]}, {}, "names modules that its tensors have nothing for: wq"),
         ({"modules_to_save": ["score"]}, {}, "nothing for: score"),
+        ({"trainable_token_indices": [1, 2]}, {}, "nothing for: the tokens of trainable_token_indices"),
         ({"use_dora": True}, {}, "do not belong together"),
         ({}, {f"{LAYER}.lora_magnitude_vector": torch.ones(3)}, "DoRA has .3. lengths for 64 rows"),
         ({}, {f"{LAYER}.weight": torch.ones(64, 64)}, "does not explain"),

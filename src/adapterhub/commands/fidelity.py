@@ -80,6 +80,13 @@ def fidelity_command(
     if b.release.is_signed:
         click.echo(f"{b.folder} is signed, so {FIDELITY} was not written into it", err=True)
         return
+    if _chosen_on(b.folder, evidence):
+        click.echo(
+            f"codes of {b.folder} were chosen on {text}, so {FIDELITY} was not written into it: other text "
+            "says what the merge lost",
+            err=True,
+        )
+        return
     evidence = evidence.model_copy(update={"instead_of": _picked_over(b.folder, evidence)})
     b.release.with_files({FIDELITY: to_json(evidence)})
 
@@ -102,6 +109,14 @@ def _picked_over(folder: Path, evidence: FidelityEvidence) -> OtherTarget | None
     except ManifestError:  # damaged: it is replaced
         return None
     return before.instead_of if before is not None and measured(before) == measured(evidence) else None
+
+
+def _chosen_on(folder: Path, evidence: FidelityEvidence) -> bool:
+    """Whether the 4-bit codes in ``folder`` were chosen on texts of the file that was measured on."""
+    from adapterhub.packaging.evidence import ROUNDING, RoundingEvidence, read_evidence
+
+    rounding = read_evidence(folder, ROUNDING, RoundingEvidence)
+    return rounding is not None and rounding.text_sha256 == evidence.text_sha256
 
 
 def _survival(a: Side, b: Side, find: FindBase) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ def measuring_options(command: Command) -> Command:
             type=path,
             metavar="FILE",
             help="Text like the adapter's own, rows or plain: nf4 and fp4 codes are chosen on most of it, "
-            "and the result is measured on its last texts.",
+            "and the result is measured on its last texts; where none are chosen, on its first.",
         ),
         click.option(
             "--held-out", type=path, metavar="FILE", help="Measure on this text instead of a part of --text."
@@ -94,6 +95,10 @@ def read_measuring(
         )
     if rounding == "calibrated" and text is None:
         raise RecipeError("--rounding calibrated needs text to choose codes on", "name it with --text FILE")
+    if max_kl is not None and not math.isfinite(max_kl):
+        raise RecipeError(
+            f"--max-kl {max_kl} is no limit", "give a number, or leave it out to be warned only"
+        )
     if max_kl is not None and (no_fidelity or (text is None and held_out is None)):
         raise RecipeError("--max-kl needs the result to be measured", "name text with --text FILE")
     if no_fidelity and held_out is not None:

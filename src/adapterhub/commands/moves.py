@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.errors import ReleaseError
+from adapterhub.errors import DataError, ReleaseError
 from adapterhub.packaging.quantized import words_of
 
 if TYPE_CHECKING:
@@ -102,9 +102,14 @@ def plan_move(
     )
     for variant in (old, new):
         variant.check_holds(adapter)
+    if 0 < len(texts) < _HELD_OUT:
+        raise DataError(
+            f"{len(texts)} texts are too few to fit on some and measure on others",
+            f"name at least {_HELD_OUT} with --text, or none",
+        )
     held = texts[_HELD_OUT - 1 :: _HELD_OUT]
     rest = [ids for number, ids in enumerate(texts, 1) if number % _HELD_OUT]
-    return Move(release, adapter, old, new, lock, rest or texts, held or texts)
+    return Move(release, adapter, old, new, lock, rest, held)
 
 
 def _quantization(old: BaseLock, kind: str | None, is_same: bool) -> Quantization | None:

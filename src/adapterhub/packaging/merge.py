@@ -184,11 +184,13 @@ def inputs_of(
         for folder in folders
         for name in ("adapter_config.json", "adapter_model.safetensors")
     ]
+    manifests = [folder / MANIFEST_NAME for folder in folders]
+    releases = [sha256_file(path) if path.is_file() else None for path in manifests]
     settings: list[object] = [onto, storage, device]
     if combination is not None:
         weights = [combination.weight, *(weight for _folder, weight in others)]
         settings += [weights, combination.combine, combination.density, combination.seed]
-    return {"adapters": named, "settings": settings}
+    return {"adapters": named, "releases": releases, "settings": settings}
 
 
 def _open_release(adapter: Path) -> Release | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub.errors import AdapterHubError, ReleaseError
+from adapterhub.errors import AdapterHubError, ReleaseError, TrainingError
 from adapterhub.packaging.files import check_target, fsync_folder, publish_folder, sha256_file
 
 _JOURNAL, _FILES, _SCRATCH = "journal.jsonl", "files", "scratch"
@@ -58,7 +58,8 @@ def resumable_folder(target: Path, key: str) -> Iterator[Staging]:
     """A folder that becomes ``target`` when the block ends well; what was finished stays when it is cut off.
 
     ``key`` says in one line what is made of what: only a run with the same key goes on. On an error that the
-    next run would meet again (AdapterHubError, OSError) and when nothing is finished, everything is removed.
+    next run would meet again (AdapterHubError, OSError; but not for want of memory, or of somebody who reads
+    what is printed) and when nothing is finished, everything is removed.
     Raises ReleaseError as ``check_target`` does, and when another process is making ``target``.
     """
     check_target(target)
@@ -79,11 +80,11 @@ def resumable_folder(target: Path, key: str) -> Iterator[Staging]:
             yield staging
             publish_folder(files, target)
             shutil.rmtree(partial)
-        except (AdapterHubError, OSError):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        except BaseException:
-            if not staging.done and not staging.scratch.is_dir():
+        except BaseException as err:
+            refused = isinstance(err, (AdapterHubError, OSError))
+            passing = isinstance(err, (TrainingError, BrokenPipeError))
+            begun = staging.done or staging.scratch.is_dir()
+            if (refused and not passing) or not begun:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 

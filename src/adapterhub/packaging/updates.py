@@ -130,6 +130,8 @@ def _check_named(adapter: Adapter) -> None:
     missing += [
         name for name in config.modules_to_save or () if not any(is_in(module, name) for module in saved)
     ]
+    if config.trainable_token_indices and not adapter.tokens:
+        missing.append("the tokens of trainable_token_indices")
     if missing:
         raise ReleaseError(
             f"{adapter.folder / 'adapter_config.json'} names modules that its tensors have nothing for: "
