@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.packaging.manifest import Hardware, Quantization
@@ -170,7 +170,11 @@ def choices(draw: st.DrawFn) -> tuple[ModelShape, Setting, dict[str, Any]]:
     return shape, setting, {"quantization": draw(st.sampled_from(kinds)), "lora": lora}
 
 
+OFFLOADED = Setting(52, "adamw", "fast", recompute_all=1, offload=True)
+
+
 @given(chosen=choices(), length=st.integers(8, 4096))
+@example(chosen=(llama(32, 1, 2, 64), OFFLOADED, {"lora": {"rank": 1}}), length=23)
 @settings(max_examples=150, deadline=None)
 def test_neither_device_nor_host_ever_takes_less_for_more(
     chosen: tuple[ModelShape, Setting, dict[str, Any]], length: int

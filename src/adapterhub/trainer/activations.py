@@ -94,6 +94,7 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
     last_recomputed = not kept_whole and not setting.recompute_mlp
     again = 0 if kept_whole else none - inputs if last_recomputed else none - mlp
     working = tokens * _fast_working_bytes(shape, recipe)
+    forward = 0
     if setting.offload:
         moving = min(2, setting.recompute_all)
         yield ledger_part(
@@ -101,9 +102,10 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
         )
         # Forward holds the embeddings and the layer's output too, and its input where that is not kept.
         held = (3 if last_recomputed else 2) * inputs + 2 * shape.intermediate
+        forward = max(0, tokens * held - working)
         yield ledger_part(
             "offloading forward",
-            max(0, tokens * held - working),
+            forward,
             "beyond the working set: embeddings, gated product, the last layer's input and output",
         )
     yield ledger_part(
@@ -122,7 +124,7 @@ def fast_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> Ite
     loss = 2 * 2 * chunk * shape.vocab + tokens * (3 * 2 * shape.hidden + 4)
     yield ledger_part(
         "loss",
-        max(0, loss - working - tokens * again),
+        max(0, loss - working - forward - tokens * again),
         f"beyond what backward takes later: logits of {chunk:,} tokens twice, last hidden state, its norm "
         "and gradient",
     )

@@ -70,7 +70,7 @@ class Ledger:
 
 
 MAPPED = "checkpoint pages"
-_MOVING = ("working set", "loss", "offload buffers", "offloading forward")
+_MOVING = ("working set", "loss", "offload buffers")
 
 
 def ledger(shape: ModelShape, recipe: Recipe, hardware: Hardware, setting: Setting) -> Ledger:
@@ -209,7 +209,7 @@ def _left_behind(shape: ModelShape, recipe: Recipe, setting: Setting) -> float:
 
     A tenth of one layer's values, which come and go in different sizes; and 30 % of peft's own fp32 adapter
     weights, which the flat buffers replace: the blocks they leave are too small for most of what follows.
-    Both were fitted to benchmarks/results/ledger_accuracy.json, where they leave 0.7 % of a peak unexplained.
+    Both were fitted to benchmarks/results/ledger_accuracy.json, where they leave 1.0 % of a peak unexplained.
     """
     values = setting.micro_batch * recipe.data.max_length * kept_bytes(shape, "none")
     return 0.10 * values + 0.30 * 4 * adapter_weights(shape, recipe.lora)

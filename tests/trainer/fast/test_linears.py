@@ -118,7 +118,9 @@ def test_without_it_the_model_is_pefts_again(quantized_model: Make, packed_batch
 
 
 @pytest.mark.parametrize(
-    "targets", ["all-linear", ["q_proj", "k_proj", "v_proj", "up_proj"]], ids=["all", "some"]
+    "targets",
+    ["all-linear", pytest.param(["q_proj", "k_proj", "v_proj", "up_proj"], marks=pytest.mark.slow)],
+    ids=["all", "some"],
 )
 def test_the_ledger_counts_what_autograd_saves(
     quantized_model: Make, foreign_architecture: str, targets: str | list[str]
