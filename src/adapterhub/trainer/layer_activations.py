@@ -40,8 +40,7 @@ def linears_activations(shape: ModelShape, recipe: Recipe, setting: Setting) -> 
         tokens * (2 * pair * recipe.data.max_length + 2 * 2 * 2 * shape.head_dim),
         f"two masks of {pair} B a pair of tokens, two tables of rotary angles",
     )
-    in_float32 = recipe.quantization is not None and recipe.quantization.compute_dtype == "float32"
-    width = 4 if in_float32 else 2
+    width = _product_width(recipe)
     again = max(by_layer) if setting.recompute_all else 0
     working = again + max(0, _mlp_working(shape, recipe, tokens), _attention_working(shape, recipe, tokens))
     yield ledger_part("working set", working, "one layer's gradients, and what is computed again for them")
@@ -96,9 +95,15 @@ def _mlp_working(shape: ModelShape, recipe: Recipe, tokens: int) -> int:
     each = 2 * (2 * shape.intermediate + shape.hidden) - 4 * _norms_after(shape) * shape.hidden
     if recipe.lora.dropout:
         each += 7 * shape.intermediate  # a mask as it is drawn, compared and scaled
-    if recipe.quantization is not None and recipe.quantization.compute_dtype == "float32":
+    if _product_width(recipe) == 4:
         each += 2 * 4 * (shape.intermediate + shape.hidden)  # a product's input and output, or gradients
     return tokens * each
+
+
+def _product_width(recipe: Recipe) -> int:
+    """Bytes of a number that our products compute with."""
+    in_float32 = recipe.quantization is not None and recipe.quantization.compute_dtype == "float32"
+    return 4 if in_float32 else 2
 
 
 def _attention_working(shape: ModelShape, recipe: Recipe, tokens: int) -> int:
